@@ -1,0 +1,32 @@
+"""What the environment can set, read in one place."""
+
+__all__ = ["cache_dir", "cpu_isa", "is_offline"]
+
+import os
+from pathlib import Path
+
+from ftrt.errors import ConfigError, suggest
+
+ISAS = ("portable", "avx2", "avx512")
+
+
+def cache_dir() -> Path:
+    """`FTRT_CACHE_DIR`, else `$XDG_CACHE_HOME/ftrt`, else `~/.cache/ftrt`; not created here."""
+    explicit = os.environ.get("FTRT_CACHE_DIR")
+    if explicit:
+        return Path(explicit).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ftrt"
+
+
+def is_offline() -> bool:
+    """`FTRT_OFFLINE=1` forbids fetching assets; only what the cache holds is used."""
+    return os.environ.get("FTRT_OFFLINE", "0") not in ("", "0")
+
+
+def cpu_isa() -> str | None:
+    """`FTRT_CPU_ISA`, the instruction set the CPU kernels are forced to, or None for the best."""
+    isa = os.environ.get("FTRT_CPU_ISA")
+    if isa is not None and isa not in ISAS:
+        known = ", ".join(ISAS)
+        raise ConfigError(f"FTRT_CPU_ISA: must be one of {known}; got {isa!r}{suggest(isa, ISAS)}")
+    return isa

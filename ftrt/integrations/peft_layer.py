@@ -1,0 +1,226 @@
+"""The layer that carries a plugin's adapters: a frozen linear layer and one `LinearAdapter` per
+adapter name.
+"""
+
+__all__ = ["CONTAINER", "FtrtLayer", "merged_linear"]
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import Tensor, nn
+
+from ftrt.api import LinearAdapter, LinearMethod
+from ftrt.errors import CheckpointError, PluginError, UnsupportedError, UsageError
+from ftrt.nn import Int8Linear, dense_weight
+
+# Also PEFT's "prefix" of the method: the part of a state-dict key that marks adapter state.
+CONTAINER = "ftrt_adapters"
+
+
+class FtrtLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
+    """Runs the active adapters beside a frozen base.
+
+    Attributes:
+        base_layer: the frozen layer, `nn.Linear` or `Int8Linear`; while merged, a float layer with
+            the adapters in it.
+        ftrt_adapters: adapter name -> `LinearAdapter`.
+    """
+
+    adapter_layer_names = (CONTAINER,)
+    other_param_names = ()
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.in_features = base_layer.in_features
+        self.out_features = base_layer.out_features
+        self.ftrt_adapters = nn.ModuleDict()
+        self.merged_adapters: list[str] = []
+        self._active_adapter = adapter_name
+        self._disable_adapters = False
+        self._methods: dict[str, LinearMethod] = {}
+        # adapter name -> its parameters that the method itself keeps frozen
+        self._frozen: dict[str, tuple[str, ...]] = {}
+        # the base while a merged copy stands in its place; a list keeps it out of the state dict
+        self._unmerged: list[nn.Module] = []
+
+    def add_adapter(self, adapter_name: str, method: LinearMethod, *, where: str) -> None:
+        """Build `method`'s adapter of this layer under `adapter_name`.
+
+        Raises:
+            UsageError: adapters are merged at the moment.
+            PluginError: the method returned something else than a `LinearAdapter`.
+        """
+        if self.merged:
+            raise UsageError(
+                f"{where}: an adapter can be added while none is merged;"
+                f" {', '.join(self.merged_adapters)} is."
+                " Call unmerge_adapter() first"
+            )
+        with torch.no_grad():
+            adapter = method.adapter(self.base_layer)
+        if not isinstance(adapter, LinearAdapter):
+            raise PluginError(
+                f"method {method.name!r}: adapter(linear) must return a LinearAdapter; got"
+                f" {type(adapter).__name__}"
+            )
+        if any(module is self.base_layer for module in adapter.modules()):
+            raise PluginError(
+                f"method {method.name!r}: an adapter must not own its base, which would be saved"
+                " with it;"
+                f" {type(adapter).__name__} registers the layer it was built for"
+            )
+        self.ftrt_adapters[adapter_name] = adapter
+        self._methods[adapter_name] = method
+        self._frozen[adapter_name] = tuple(
+            n for n, p in adapter.named_parameters() if not p.requires_grad
+        )
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        base, active = self.base_layer, self.active_adapters
+        adapters = [self.ftrt_adapters[name] for name in active if name in self.ftrt_adapters]
+        if self.disable_adapters or self.merged or not adapters:
+            output: Tensor = base(x)
+            return output
+        for adapter in adapters[:-1]:
+            base = _Adapted(base, adapter)
+        output = adapters[-1](base, x)
+        return output
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Put a float layer with the adapters' weight in the place of the base, which is kept for
+        `unmerge`.
+
+        Raises:
+            UnsupportedError: an adapter's method says it cannot be merged.
+            PluginError: `delta_weight()` has another shape than the weight.
+            CheckpointError: `safe_merge`, and the merged weight is not finite.
+        """
+        names = [n for n in check_adapters_to_merge(self, adapter_names) if n in self.ftrt_adapters]
+        if not names:
+            return
+        for method in (self._methods[name] for name in names):
+            if not method.mergeable:
+                raise UnsupportedError(
+                    f"merge: method {method.name!r} cannot be merged into the weights; keep it as"
+                    " an adapter"
+                )
+        merged = merged_linear(self.base_layer, self._delta_weight(names))
+        if safe_merge and not torch.isfinite(merged.weight).all():
+            raise CheckpointError(
+                f"merge: the merged weight must be finite; adapter {', '.join(names)} is broken"
+            )
+        if not self._unmerged:
+            self._unmerged.append(self.base_layer)
+        self.base_layer = merged
+        self.merged_adapters.extend(names)
+
+    def unmerge(self) -> None:
+        """Put the base itself back, bit for bit what it was."""
+        if self._unmerged:
+            device = self.base_layer.weight.device
+            self.base_layer = self._unmerged.pop().to(device)
+        self.merged_adapters = []
+
+    def unload_and_optionally_merge_module(
+        self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
+    ) -> nn.Module:
+        """What takes this layer's place once adapters are gone (called by PEFT)."""
+        if merge:
+            self.merge(safe_merge=safe_merge, adapter_names=adapter_names)
+            if not self.merged:
+                return _float_layer(self.base_layer)
+        else:
+            self.unmerge()
+        return self.base_layer
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Remove the adapter of that name, if this layer has it."""
+        super().delete_adapter(adapter_name)
+        self._frozen.pop(adapter_name, None)
+        self._methods.pop(adapter_name, None)
+
+    def _delta_weight(self, names: Sequence[str]) -> Tensor:
+        shape = (self.out_features, self.in_features)
+        with torch.no_grad():
+            total = None
+            for name in names:
+                adapter = self.ftrt_adapters[name]
+                delta = adapter.delta_weight()
+                if tuple(delta.shape) != shape:
+                    raise PluginError(
+                        f"{type(adapter).__name__}.delta_weight: must be (out_features,"
+                        f" in_features) = {shape};"
+                        f" got {tuple(delta.shape)}"
+                    )
+                total = delta.float() if total is None else total + delta.float()
+        return total
+
+    def _freeze_non_trainable_peft_weights(
+        self, adapter_names: str | Sequence[str] | None = None
+    ) -> None:
+        # PEFT switches gradients per adapter; the parameters a method froze itself stay frozen.
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        for name in self._frozen if names is None else names:
+            if name in self.ftrt_adapters:
+                parameters = dict(self.ftrt_adapters[name].named_parameters())
+                for key in self._frozen.get(name, ()):
+                    parameters[key].requires_grad_(False)
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: Any = None) -> None:
+        # PEFT's version also casts to the base's dtype, which rounds float32 adapters on a bfloat16
+        # base.
+        if adapter_name not in self.ftrt_adapters:
+            return
+        adapter = self.ftrt_adapters[adapter_name]
+        if any(p.is_meta for p in adapter.parameters()):
+            return
+        base = self.get_base_layer()
+        tensors = (*base.parameters(), *base.buffers())
+        target = device if device is not None else tensors[0].device
+        if torch.device(target).type != "meta":
+            adapter.to(target)
+
+    def __repr__(self) -> str:
+        return f"ftrt.{super().__repr__()}"
+
+
+class _Adapted(nn.Module):
+    """A base with one adapter, for the next adapter to stand beside; owns neither."""
+
+    def __init__(self, base: nn.Module, adapter: nn.Module) -> None:
+        super().__init__()
+        self._parts = (base, adapter)
+        self.in_features, self.out_features = base.in_features, base.out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        base, adapter = self._parts
+        output: Tensor = adapter(base, x)
+        return output
+
+
+def merged_linear(base: nn.Module, delta: Tensor) -> nn.Linear:
+    """A float `nn.Linear` with weight dense(base) + delta; the sum is taken in float32, the bias is
+    shared.
+
+    Args:
+        base: `nn.Linear` or `Int8Linear`.
+        delta: (out_features, in_features).
+    """
+    layer = _float_layer(base)
+    weight = dense_weight(base).detach()
+    summed = (weight.float() + delta.to(weight.device, torch.float32)).to(layer.weight.dtype)
+    result = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
+    result.weight = nn.Parameter(summed, requires_grad=False)
+    result.bias = layer.bias
+    return result.train(base.training)
+
+
+def _float_layer(base: nn.Module) -> nn.Module:
+    return base.to_linear() if isinstance(base, Int8Linear) else base

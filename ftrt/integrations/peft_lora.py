@@ -1,0 +1,210 @@
+"""PEFT's own LoRA layers with a fused forward, on float and on int8 bases.
+
+The classes only override what they must: files, state-dict keys, adapters and everything unusual
+    stay PEFT's.
+"""
+
+__all__ = [
+    "FusedLoraLinear",
+    "Int8LoraLinear",
+    "fuse_layers",
+    "is_plain_lora",
+    "lora_on_int8",
+    "unfuse_layers",
+]
+
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.tuners_utils import check_adapters_to_merge
+from torch import Tensor, nn
+
+from ftrt.errors import CheckpointError, UnsupportedError
+from ftrt.nn import Int8Linear, lora_forward
+
+# Initialisations that never read the base's weight; all others of PEFT's do, and several change it.
+WEIGHT_FREE_INITS = (True, False, "gaussian")
+
+
+class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
+    """`peft.tuners.lora.Linear` that runs one plain active adapter through
+    `ftrt.nn.lora_forward`.
+    """
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        name = None if args or kwargs else self._fusable()
+        if name is None:
+            output: Tensor = super().forward(x, *args, **kwargs)
+            return output
+        a, b = self.lora_A[name].weight, self.lora_B[name].weight
+        return lora_forward(self.base_layer, x, a, b, self.scaling[name])
+
+    def _fusable(self) -> str | None:
+        """The adapter that the fused op can run on this call, or None where PEFT's own forward
+        must.
+        """
+        if self._disable_adapters or self.merged_adapters or self.fan_in_fan_out:
+            return None
+        active = [name for name in self.active_adapters if name in self.lora_A]
+        if len(active) != 1:
+            return None
+        name = active[0]
+        if name in self.lora_variant or self.lora_bias[name]:
+            return None
+        dropout = self.lora_dropout[name]
+        if self.training and not isinstance(dropout, nn.Identity):
+            return None
+        # A module hook or a subclass on these layers (offloading, tensor parallelism,
+        # parametrization) only works if they are called.
+        layers = (self.lora_A[name], self.lora_B[name])
+        is_plain = all(type(layer) is nn.Linear and not _is_hooked(layer) for layer in layers)
+        return name if is_plain and self._is_fusable_base() else None
+
+    def _is_fusable_base(self) -> bool:
+        base = self.base_layer
+        return type(base) in (nn.Linear, Int8Linear) and not _is_hooked(base)
+
+
+class Int8LoraLinear(FusedLoraLinear):
+    """LoRA over an int8 base. Merging swaps in a float layer and keeps the int8 one for an exact
+    unmerge.
+    """
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, **kwargs: Any) -> None:
+        super().__init__(base_layer, adapter_name, **kwargs)
+        # the int8 base while a merged copy stands in its place; a list keeps it out of the state
+        # dict
+        self._unmerged: list[nn.Module] = []
+
+    def update_layer(
+        self, adapter_name: str, r: int, lora_alpha: int, config: LoraConfig, **kwargs: Any
+    ) -> None:
+        if config.init_lora_weights not in WEIGHT_FREE_INITS:
+            raise UnsupportedError(
+                "LoRA on int8: init_lora_weights must be one of"
+                f" {', '.join(map(str, WEIGHT_FREE_INITS))}; got"
+                f" {config.init_lora_weights!r}, which reads or changes the base's float weight"
+            )
+        variant = self.resolve_lora_variant(config=config)
+        if variant is not None:
+            raise UnsupportedError(
+                f"LoRA on int8: {type(variant).__name__.removesuffix('LinearVariant')} needs the"
+                " base's float weight;"
+                " use plain LoRA, or a float base"
+            )
+        super().update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config, **kwargs)
+
+    def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
+        return module.in_features, module.out_features
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Dequantize the base and add the adapters' weight to it.
+
+        Raises:
+            CheckpointError: `safe_merge`, and the merged weight is not finite.
+        """
+        names = [
+            name for name in check_adapters_to_merge(self, adapter_names) if name in self.lora_A
+        ]
+        if not names:
+            return
+        base = self.base_layer
+        # always a fresh copy, so that a merge that fails leaves the base as it was
+        merged = base.to_linear() if isinstance(base, Int8Linear) else copy_linear(base)
+        with torch.no_grad():
+            for name in names:
+                delta = self.get_delta_weight(name)
+                merged.weight += delta.to(merged.weight.dtype)
+                if self.lora_bias[name]:
+                    merged.bias = _biased(merged, self.lora_B[name].bias * self.scaling[name])
+        if safe_merge and not torch.isfinite(merged.weight).all():
+            raise CheckpointError(
+                f"merge: the merged weight must be finite; adapter {', '.join(names)} is broken"
+            )
+        if not self._unmerged:
+            self._unmerged.append(base)
+        self.base_layer = merged.requires_grad_(False)
+        self.merged_adapters.extend(names)
+
+    def unmerge(self) -> None:
+        """Put the int8 base back, bit for bit what it was."""
+        if self._unmerged:
+            device = self.base_layer.weight.device
+            self.base_layer = self._unmerged.pop().to(device)
+        self.merged_adapters = []
+
+    def unload_and_optionally_merge_module(
+        self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
+    ) -> nn.Module:
+        """What takes this layer's place once adapters are gone (called by PEFT)."""
+        if not merge:
+            self.unmerge()
+            return self.base_layer
+        self.merge(safe_merge=safe_merge, adapter_names=adapter_names)
+        base = self.base_layer
+        return base.to_linear() if isinstance(base, Int8Linear) else base
+
+
+def copy_linear(layer: nn.Linear) -> nn.Linear:
+    """An equal `nn.Linear` with a weight of its own; the bias is shared."""
+    result = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+    result.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+    result.bias = layer.bias
+    return result.train(layer.training)
+
+
+def lora_on_int8(config: Any) -> None:
+    """Let this `LoraConfig` adapt int8 layers; nothing of it is written to
+    `adapter_config.json`.
+    """
+    config._register_custom_module({Int8Linear: Int8LoraLinear})
+
+
+def is_plain_lora(config: Any) -> bool:
+    """Whether the config is PEFT's LoRA itself, not one of the methods derived from it."""
+    return type(config) is LoraConfig
+
+
+def fuse_layers(model: nn.Module) -> int:
+    """Give PEFT's LoRA linear layers the fused forward, in place; how many there are, fused
+    before or not.
+    """
+    count = 0
+    for module in model.modules():
+        if type(module) is LoraLinear:
+            module.__class__ = FusedLoraLinear
+        count += isinstance(module, FusedLoraLinear)
+    return count
+
+
+def unfuse_layers(model: nn.Module) -> int:
+    """Give float LoRA layers PEFT's own forward back; int8 ones have no other and stay. How many
+    were changed.
+    """
+    count = 0
+    for module in model.modules():
+        if type(module) is FusedLoraLinear:
+            module.__class__ = LoraLinear
+            count += 1
+    return count
+
+
+def _biased(layer: nn.Linear, delta: Tensor) -> nn.Parameter:
+    if layer.bias is None:
+        raise UnsupportedError(
+            "merge: LoRA with lora_bias needs a base layer with a bias; this one has none"
+        )
+    return nn.Parameter((layer.bias + delta).to(layer.bias.dtype), requires_grad=False)
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    # accelerate replaces `forward` on the instance instead of registering a hook
+    return any(hooks) or "forward" in module.__dict__

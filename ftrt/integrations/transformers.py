@@ -1,0 +1,211 @@
+"""Reading and writing models and tokenizers with transformers."""
+
+__all__ = [
+    "check_length",
+    "first_line",
+    "keep_layers",
+    "load_model",
+    "load_tokenizer",
+    "model_folder",
+    "quiet",
+    "save",
+    "set_seed",
+]
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from ftrt.data.assets import ASSETS, asset_name, converted_dir, is_asset, resolve
+from ftrt.errors import CheckpointError, ConfigError, DataError, UnsupportedError, suggest
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' load reports and progress bars; what matters is raised as an error."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()
+
+
+def load_model(
+    path: str, auto_class: str, *, dtype: str = "float32", options: Mapping[str, Any] | None = None
+) -> PreTrainedModel:
+    """Read a pretrained model.
+
+    Args:
+        path: a model folder or `asset:NAME`; never a hub name, nothing is downloaded from a hub.
+        auto_class: name of the transformers Auto class, say "AutoModelForCausalLM".
+        dtype: dtype of the float weights.
+        options: further keyword arguments of `from_pretrained` (say, `num_labels`).
+
+    Raises:
+        CheckpointError: the folder is missing, incomplete or corrupt, or holds a model of another task.
+    """
+    folder = model_folder(path)
+    loader = getattr(transformers, auto_class)
+    try:
+        with quiet():
+            model: PreTrainedModel = loader.from_pretrained(
+                folder, dtype=getattr(torch, dtype), local_files_only=True, **dict(options or {})
+            )
+    # transformers, safetensors and tokenizers each raise their own types for a broken folder
+    except Exception as error:
+        if isinstance(error, MemoryError):
+            raise
+        raise CheckpointError(
+            f"{folder}: must be a model that {auto_class} reads; {type(error).__name__}: {first_line(error)}"
+        ) from error
+    return model
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """Read the tokenizer of a model folder or asset.
+
+    Raises:
+        CheckpointError: there is none, or it is corrupt.
+    """
+    folder = model_folder(path)
+    try:
+        with quiet():
+            tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
+                folder, local_files_only=True
+            )
+    except Exception as error:
+        raise CheckpointError(
+            f"{folder}: must hold a tokenizer; {type(error).__name__}: {first_line(error)}"
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def model_folder(path: str) -> Path:
+    """The local folder of a model path or asset, converted from GGUF where the asset ships that.
+
+    Raises:
+        CheckpointError: no such folder, or it has no config.json.
+        DataError: the asset cannot be fetched.
+    """
+    if is_asset(path):
+        asset = ASSETS.get(asset_name(path))
+        if asset is not None and asset.kind == "gguf":
+            return _converted(path)
+        return resolve(path)
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        names = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        near = suggest(folder.name, names) if names else ""
+        raise CheckpointError(
+            f"{path}: model path must be a folder or asset:NAME (nothing is fetched from a hub); it does not exist"
+            f"{near if 'did you mean' in near else ''}"
+        )
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{path}: a model folder must hold config.json; it does not")
+    return folder
+
+
+def _converted(path: str) -> Path:
+    """Turn a GGUF asset into an ordinary model folder, once."""
+    source = resolve(path)
+    target = converted_dir(asset_name(path))
+    if (target / "config.json").is_file():
+        return target
+    try:
+        import gguf  # noqa: F401
+    except ImportError:
+        raise DataError(f"{path}: reading GGUF needs the package gguf; pip install 'ftrt[gguf]'") from None
+    logger.warning("converting %s to a model folder, once: %s", path, target)
+    building = target.with_name(f".{target.name}.building")
+    with quiet():
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            source.parent,
+            gguf_file=source.name,
+            dtype=torch.float32,
+            # without this the config keeps quant_method: gguf and cannot be saved
+            quantization_config=transformers.GgufConfig(dequantize=True),
+        )
+        model.to(torch.bfloat16).save_pretrained(building)
+        tokenizer.save_pretrained(building)
+    building.replace(target)
+    return target
+
+
+def keep_layers(model: PreTrainedModel, layers: Sequence[int]) -> None:
+    """Keep only these transformer blocks of `model`, in this order, in place (a shallower student).
+
+    Raises:
+        ConfigError: an index is out of range.
+        UnsupportedError: the model has no single list of blocks.
+    """
+    count = model.config.num_hidden_layers
+    stacks = [
+        (parent, name)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.ModuleList) and len(child) == count
+    ]
+    if len(stacks) != 1:
+        raise UnsupportedError(
+            f"model.layers: needs a model with one list of {count} blocks; {type(model).__name__} has {len(stacks)}"
+        )
+    bad = [index for index in layers if not 0 <= index < count]
+    if bad or not layers:
+        raise ConfigError(f"model.layers: must name blocks 0..{count - 1}; got {list(layers)}")
+    parent, name = stacks[0]
+    blocks = getattr(parent, name)
+    setattr(parent, name, nn.ModuleList([blocks[index] for index in layers]))
+    for position, index in enumerate(layers):
+        for module in blocks[index].modules():
+            # the key-value cache addresses blocks by position
+            if getattr(module, "layer_idx", None) == index:
+                module.layer_idx = position
+    model.config.num_hidden_layers = len(layers)
+
+
+def first_line(error: BaseException) -> str:
+    """The first non-empty line of an error of another library."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else "no further word"
+
+
+
+def set_seed(seed: int) -> None:
+    """Seed Python, numpy and torch, so that a fresh head starts the same way each time."""
+    transformers.set_seed(seed)
+
+
+def check_length(model: PreTrainedModel, max_length: int) -> None:
+    """Refuse sequences longer than the model has positions for.
+
+    Raises:
+        ConfigError: with both numbers.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(positions, int) and max_length > positions:
+        raise ConfigError(
+            f"data.max_length: must be at most the {positions} positions of {model.config.model_type}; got {max_length}"
+        )
+
+
+def save(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write adapter files (for a `PeftModel`) or a whole model, and the tokenizer."""
+    with quiet():
+        model.save_pretrained(folder)  # type: ignore[operator]
+        tokenizer.save_pretrained(folder)

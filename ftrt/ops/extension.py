@@ -1,0 +1,119 @@
+"""Loads the compiled kernels once, and says which implementation of each op runs.
+
+Which one runs is decided here and nowhere else: the extension's kernels if it loads, at the best
+instruction set the CPU has or the one `FTRT_CPU_ISA` names; otherwise the reference ops, with the
+reason and the fix.
+"""
+
+__all__ = ["EXTENSION", "OPS", "Extension", "implementation_report"]
+
+import importlib
+import importlib.util
+import logging
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ftrt import config
+from ftrt.errors import ConfigError
+
+OPS = ("int8_linear", "int8_linear_dx")
+
+_REBUILD = (
+    "with a C++ compiler (g++ or clang++) on PATH, in the source tree: FTRT_BUILD=1 pip install --no-build-isolation"
+    " --force-reinstall --no-deps ."
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Extension:
+    """What became of loading `ftrt._C`.
+
+    Attributes:
+        module: the module, or None where reference ops run.
+        reason: why there is none; empty if there is.
+        fix: what to do about it; empty if nothing is wrong.
+    """
+
+    module: ModuleType | None
+    reason: str = ""
+    fix: str = ""
+
+
+def _load() -> Extension:
+    # `import torch` above comes first: the extension needs its libraries and has no path to them.
+    if importlib.util.find_spec("ftrt._C") is None:
+        return Extension(None, "ftrt._C is not built for this Python", _REBUILD)
+    try:
+        module = importlib.import_module("ftrt._C")
+    except ImportError as error:
+        return Extension(
+            None, f"ftrt._C does not load with torch {torch.__version__}: {error}", _REBUILD
+        )
+    missing = sorted(set(OPS) - set(getattr(module, "ops", ())))
+    if missing:
+        return Extension(
+            None, f"ftrt._C is of another version of ftrt: it has no {', '.join(missing)}", _REBUILD
+        )
+    return Extension(module)
+
+
+def _choose_isa(extension: Extension) -> None:
+    isa = config.cpu_isa()
+    if isa is None:
+        return
+    if extension.module is None:
+        raise ConfigError(
+            f"FTRT_CPU_ISA: needs the compiled kernels; got {isa!r}, and {extension.reason}."
+            f" Unset it, or {extension.fix}"
+        )
+    try:
+        extension.module.set_isa(isa)
+    except ValueError as error:
+        raise ConfigError(f"FTRT_CPU_ISA: {error}. Unset it to use the best one") from None
+
+
+def implementation_report() -> dict[str, Any]:
+    """Which implementation of each op runs on CPU tensors, and what is known about the extension.
+
+    Returns:
+        One entry an op, the instruction set ("avx512", "avx2", "portable") or "reference", and:
+        `extension` (path or None), `reason` and `fix` (why it is not used; empty if it is),
+        `cpu_features` (names), `usable_isas`, `compiler`, `built_with_torch`. Tensors on other
+        devices use the reference.
+    """
+    module = EXTENSION.module
+    if module is None:
+        return {
+            **dict.fromkeys(OPS, "reference"),
+            "extension": None,
+            "reason": EXTENSION.reason,
+            "fix": EXTENSION.fix,
+            "cpu_features": [],
+            "usable_isas": [],
+            "compiler": None,
+            "built_with_torch": None,
+        }
+    facts = module.build_facts()
+    return {
+        **dict.fromkeys(OPS, module.chosen_isa()),
+        "extension": module.__file__,
+        "reason": "",
+        "fix": "",
+        "cpu_features": [name for name, has in module.cpu_features().items() if has],
+        "usable_isas": module.usable_isas(),
+        "compiler": facts["compiler"],
+        "built_with_torch": facts["torch"],
+    }
+
+
+EXTENSION = _load()
+_choose_isa(EXTENSION)
+if EXTENSION.module is None:
+    logger.info("reference ops: %s. To fix: %s", EXTENSION.reason, EXTENSION.fix)
+else:
+    logger.info("CPU ops: %s, %s", EXTENSION.module.chosen_isa(), EXTENSION.module.__file__)

@@ -1,0 +1,25 @@
+"""One run, from a recipe to a saved folder: attach, train, load, evaluate, predict, merge."""
+
+__all__ = [
+    "LoadedRun",
+    "Run",
+    "TrainResult",
+    "attach",
+    "evaluate_run",
+    "load_model",
+    "load_run",
+    "merge_run",
+    "predict_run",
+    "train",
+]
+
+from ftrt.runtime.attach import Run, attach
+from ftrt.runtime.load import (
+    LoadedRun,
+    evaluate_run,
+    load_model,
+    load_run,
+    merge_run,
+    predict_run,
+)
+from ftrt.runtime.train import TrainResult, train

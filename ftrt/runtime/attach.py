@@ -1,0 +1,232 @@
+"""`attach`: put a recipe's quantization, head, method and losses on a model that somebody else will train."""
+
+__all__ = ["Parts", "Run", "attach", "build_parts"]
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from torch import nn
+
+from ftrt.api import Head, LossTerm, Method, ModelMethod, SignalSource, count_trainable
+from ftrt.checkpoint import base_fingerprint
+from ftrt.errors import ConfigError, UnsupportedError, UsageError
+from ftrt.integrations import peft as peft_bridge
+from ftrt.integrations.transformers_callbacks import MethodCallback
+from ftrt.losses import TASK, LossHandle, WeightedTerm, attach_losses
+from ftrt.quantization.convert import quantize_linears
+from ftrt.recipe import LossSection, Recipe, load
+from ftrt.registry import Registry
+from ftrt.runtime.snapshot import ModelSnapshot
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a recipe names, built and validated, before any weight is read."""
+
+    recipe: Recipe
+    registry: Registry
+    head: Head | None
+    method: Method | None
+    losses: tuple[tuple[LossSection, LossTerm | None, SignalSource | None], ...]
+
+    @property
+    def needs_hidden_states(self) -> bool:
+        """Whether any loss term reads hidden states."""
+        return any(term is not None and term.needs_hidden_states for _, term, _ in self.losses)
+
+
+@dataclass
+class Run:
+    """A model with a recipe on it.
+
+    Attributes:
+        model: what to train; a `PeftModel` for adapter methods.
+        callbacks: `transformers.TrainerCallback`s to hand to the Trainer (rank schedules, loss schedules).
+        param_groups: optimizer groups if the method wants its own, else None.
+        base_fingerprint: identity of the base, recorded with the adapter.
+        quantized: names of the layers that were turned into int8.
+    """
+
+    model: Any
+    recipe: Recipe
+    head: Head | None
+    method: Method | None
+    registry: Registry
+    base_fingerprint: str
+    quantized: list[str]
+    losses: LossHandle | None
+    callbacks: "list[TrainerCallback]"
+    param_groups: list[dict[str, Any]] | None
+    _original: nn.Module = field(repr=False)
+    _snapshot: ModelSnapshot | None = field(repr=False)
+
+    def detach(self) -> nn.Module:
+        """Put the model back exactly as `attach` found it and return it; what was trained is dropped.
+
+        Raises:
+            UsageError: attached with `restorable=False`, or detached already.
+        """
+        if self._snapshot is None:
+            raise UsageError(
+                "run.detach: the run must be restorable and still attached; it was attached with restorable=False"
+                " or is detached already"
+            )
+        if self.losses is not None:
+            self.losses.remove()
+        self._snapshot.restore()
+        self._snapshot = None
+        self.model = self._original
+        return self._original
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._snapshot is not None:
+            self.detach()
+
+
+def build_parts(recipe: Recipe, registry: Registry) -> Parts:
+    """Build and validate every plugin a recipe names.
+
+    Raises:
+        PluginError: a plugin is missing or broken.
+        ConfigError: an option is wrong, or the parts do not go together.
+    """
+    head = registry.head(recipe.head) if recipe.head else None
+    method = registry.method(recipe.method) if recipe.method else None
+    if method is not None and recipe.quantization and not method.supports_quantized_base:
+        raise UnsupportedError(
+            f"method {method.name!r}: trains the base's own weights, which int8 cannot be; got quantization:"
+            f" {recipe.quantization.dtype}. Remove `quantization`, or choose an adapter method such as lora"
+        )
+    losses = []
+    for section in recipe.losses:
+        if section.name == TASK:
+            if section.options or section.teacher:
+                raise ConfigError(f"losses: the term {TASK!r} takes weight and schedule only; got {section.options}")
+            losses.append((section, None, None))
+            continue
+        term = registry.loss(section)
+        if term.needs_signal and section.teacher is None:
+            raise ConfigError(f"loss {term.name!r}: needs `teacher: PATH` (or teacher: {{name: ...}}); none is given")
+        if section.teacher is not None and not term.needs_signal:
+            raise ConfigError(f"loss {term.name!r}: reads no teacher; remove `teacher`")
+        signal = registry.signal(section.teacher) if section.teacher else None
+        losses.append((section, term, signal))
+    return Parts(recipe, registry, head, method, tuple(losses))
+
+
+def attach(
+    model: nn.Module,
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    *,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    restorable: bool = True,
+) -> Run:
+    """Put a recipe on a model; train `run.model` with any trainer.
+
+    Only `quantization`, `method`, `head` and `losses` apply. Nothing outside the model is changed.
+
+    Args:
+        model: a float model, usually a `PreTrainedModel`. It is changed in place.
+        recipe: a YAML file, a mapping of the same shape, or a `Recipe`.
+        tokenizer: for heads that need one (padding of decoder-only classifiers).
+        restorable: keep what `run.detach()` needs. With an int8 base that includes the float weights; False frees
+            them.
+
+    Raises:
+        ConfigError, PluginError, UnsupportedError: before the model is touched where that can be known, otherwise
+            after putting it back.
+    """
+    registry = Registry()
+    parts = build_parts(registry.expand(load(recipe)), registry)
+    if parts.method is None:
+        raise ConfigError("attach: the recipe must name a method; add `method: {name: lora}`")
+    return attach_parts(model, parts, tokenizer=tokenizer, restorable=restorable)
+
+
+def attach_parts(
+    model: nn.Module,
+    parts: Parts,
+    *,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    restorable: bool = True,
+) -> Run:
+    """`attach` with the recipe's parts already built."""
+    snapshot = ModelSnapshot(model)
+    try:
+        run = _attach(model, parts, tokenizer, snapshot)
+    except BaseException:
+        snapshot.restore()
+        raise
+    if restorable:
+        snapshot.keep_values()
+        run._snapshot = snapshot
+    return run
+
+
+def _attach(
+    model: nn.Module, parts: Parts, tokenizer: "PreTrainedTokenizerBase | None", snapshot: ModelSnapshot
+) -> Run:
+    recipe, head, method = parts.recipe, parts.head, parts.method
+    original = model
+    if head is not None:
+        model = head.attach(model, tokenizer)  # type: ignore[arg-type]
+    fingerprint = base_fingerprint(model)
+    new_modules = head.new_modules(model) if head is not None else []
+    quantized: list[str] = []
+    if recipe.quantization is not None:
+        section = recipe.quantization
+        quantized = quantize_linears(
+            model,
+            section.granularity,
+            [*section.skip, *new_modules],
+            group_size=section.group_size,
+        )
+    if isinstance(method, ModelMethod):
+        method.prepare(model, new_modules)
+    elif method is not None:
+        model = peft_bridge.wrap(
+            model, method, new_modules=new_modules, task_type=head.task_type if head else None
+        )
+    losses = _attach_losses(model, parts)
+    callbacks: list[TrainerCallback] = [MethodCallback(method, losses)] if method is not None else []
+    run = Run(
+        model=model,
+        recipe=recipe,
+        head=head,
+        method=method,
+        registry=parts.registry,
+        base_fingerprint=fingerprint,
+        quantized=quantized,
+        losses=losses,
+        callbacks=callbacks,
+        param_groups=method.param_groups(model) if method is not None else None,
+        _original=original,
+        _snapshot=None,
+    )
+    parts.registry.manager.call("after_attach", run=run)
+    trainable, total = count_trainable(model)
+    logger.info("attached: %d of %d parameters train, %d layers in int8", trainable, total, len(quantized))
+    return run
+
+
+def _attach_losses(model: nn.Module, parts: Parts) -> LossHandle | None:
+    terms = []
+    for section, term, signal in parts.losses:
+        if signal is not None:
+            signal.bind(parts.head, model)
+        terms.append(WeightedTerm(section.name, term, section.weight, section.schedule, signal))
+    return attach_losses(model, terms, head=parts.head) if terms else None

@@ -1,0 +1,202 @@
+"""Reading runs back: `load_run`, evaluation, prediction, merging."""
+
+__all__ = [
+    "LoadedRun",
+    "evaluate_run",
+    "load_model",
+    "load_run",
+    "merge_run",
+    "predict_run",
+]
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ftrt import checkpoint
+from ftrt.api import Head
+from ftrt.data import encode_split, load_splits, read_prediction_rows
+from ftrt.errors import CheckpointError, ConfigError, UsageError
+from ftrt.integrations import peft as peft_bridge
+from ftrt.integrations import transformers as bridge
+from ftrt.integrations import transformers_training as training
+from ftrt.quantization.convert import quantize_linears
+from ftrt.recipe import DataSection, Recipe, parse
+from ftrt.registry import Registry
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run folder read back: the model in eval mode, its tokenizer, its head, and what `ftrt.json` says."""
+
+    model: Any
+    tokenizer: Any
+    head: Head
+    recipe: Recipe
+    info: dict[str, Any]
+    path: Path
+
+
+def load_run(
+    path: str | Path, *, base: str | None = None, dtype: str | None = None, quantized: bool | None = None
+) -> LoadedRun:
+    """Read a run folder back.
+
+    Args:
+        path: the run folder.
+        base: where the base model is, if not where the recipe had it.
+        dtype: dtype of the float weights; the recipe's by default.
+        quantized: put the base in int8; as the recipe had it by default.
+
+    Raises:
+        CheckpointError: not a run folder, files missing or corrupt, or the base is not the one it was trained on.
+    """
+    folder = Path(path).expanduser()
+    info = _info(folder)
+    recipe = parse(info["recipe"], str(folder / checkpoint.RUN_INFO))
+    registry = Registry()
+    if recipe.head is None or recipe.model is None:
+        raise CheckpointError(f"{folder / checkpoint.RUN_INFO}: must name model and head; the run was not made by train")
+    head = registry.head(recipe.head)
+    head.load_state(info["head"]["state"])
+    tokenizer = bridge.load_tokenizer(str(folder))
+    is_adapter = info["kind"] == "adapter"
+    source = base or recipe.model.path if is_adapter else str(folder)
+    model: Any = bridge.load_model(
+        source, head.auto_class, dtype=dtype or recipe.model.dtype, options=head.model_options()
+    )
+    if is_adapter:
+        if recipe.model.layers is not None:
+            bridge.keep_layers(model, recipe.model.layers)
+        model = head.attach(model, tokenizer)
+        _check_base(model, info, source, folder)
+        section = recipe.quantization
+        if section is not None and quantized is not False:
+            skip = [*section.skip, *head.new_modules(model)]
+            quantize_linears(model, section.granularity, skip, group_size=section.group_size)
+        model = peft_bridge.load(model, folder)
+    return LoadedRun(model.eval(), tokenizer, head, recipe, info, folder)
+
+
+def _info(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: must be a run folder; it does not exist")
+    info = checkpoint.read_run_info(folder)
+    if info is None:
+        unfinished = checkpoint.last_checkpoint(folder)
+        hint = "; training has not finished: `ftrt train RECIPE --resume`" if unfinished else ""
+        raise CheckpointError(f"{folder}: must be a run folder with {checkpoint.RUN_INFO}; it has none{hint}")
+    missing = [key for key in ("recipe", "head", "kind", "base") if not info.get(key)]
+    if missing:
+        raise CheckpointError(f"{folder / checkpoint.RUN_INFO}: must hold {', '.join(missing)}; it does not")
+    return info
+
+
+def _check_base(model: Any, info: Mapping[str, Any], source: str, folder: Path) -> None:
+    expected, found = info["base"]["fingerprint"], checkpoint.base_fingerprint(model)
+    if found != expected:
+        raise CheckpointError(
+            f"{folder}: its base must be the model it was trained on (fingerprint {expected[:16]}); {source} has"
+            f" {found[:16]}; give the right one with --base"
+        )
+
+
+def load_model(path: str, *, head: Head | None = None, dtype: str = "float32") -> tuple[Any, Any]:
+    """Read (model, tokenizer) from a model folder, an asset or a run folder; in eval mode.
+
+    Args:
+        path: where it is.
+        head: chooses the Auto class and its options; not used for a run folder, which knows its own.
+        dtype: dtype of the float weights.
+    """
+    if not path.startswith("asset:") and (Path(path).expanduser() / checkpoint.RUN_INFO).is_file():
+        run = load_run(path, dtype=dtype)
+        return run.model, run.tokenizer
+    tokenizer = bridge.load_tokenizer(path)
+    auto_class = head.auto_class if head is not None else "AutoModel"
+    options = head.model_options() if head is not None else {}
+    model = bridge.load_model(path, auto_class, dtype=dtype, options=options)
+    return model.eval(), tokenizer
+
+
+def evaluate_run(
+    path: str | Path, *, data: str | None = None, split: str = "test", batch_size: int = 32, base: str | None = None
+) -> dict[str, Any]:
+    """Measure a run on a file, or on a split of its own data.
+
+    Returns:
+        The head's metrics, `loss`, `rows` and `fingerprint` of the measured rows.
+
+    Raises:
+        UsageError: the run's recipe has no such split.
+    """
+    run = load_run(path, base=base)
+    registry = Registry()
+    section = run.recipe.data
+    transforms = [registry.transform(item) for item in section.transforms]
+    if data is not None:
+        section = DataSection(
+            train=data, validation=None, test=None, columns=section.columns, on_bad_row=section.on_bad_row,
+            max_length=section.max_length, where=section.where if data.startswith("asset:") else {},
+        )
+        split = "train"
+    splits = load_splits(
+        section, columns=run.head.columns, optional=run.head.optional_columns, transforms=transforms
+    )
+    rows = {"train": splits.train, "validation": splits.validation, "test": splits.test}.get(split)
+    if not rows:
+        raise UsageError(
+            f"{path}: its recipe has no {split} split; choose another with --split, or give rows with --data FILE"
+        )
+    encoded = encode_split(run.head, rows, run.tokenizer, max_length=section.max_length)
+    metrics = training.evaluate_model(run.model, run.head, run.tokenizer, encoded, batch_size=batch_size)
+    return {**metrics, "rows": len(rows)}
+
+
+def predict_run(
+    path: str | Path, rows: Sequence[Mapping[str, Any] | str] | str | Path, *, base: str | None = None,
+    batch_size: int = 32,
+) -> list[dict[str, Any]]:
+    """Answers of a run for rows, or for the rows of a file; the columns are mapped as in its recipe."""
+    run = load_run(path, base=base)
+    if isinstance(rows, list) and all(isinstance(row, str) for row in rows):
+        column = next(iter(run.head.columns))
+        rows = [{column: row} for row in rows]
+    if isinstance(rows, (str, Path)):
+        section = run.recipe.data
+        rows = read_prediction_rows(
+            Path(rows), columns=run.head.columns, mapping=section.columns, on_bad_row=section.on_bad_row
+        )
+    answers: list[dict[str, Any]] = []
+    for start in range(0, len(rows), batch_size):
+        answers += run.head.predict(
+            run.model, run.tokenizer, rows[start : start + batch_size], max_length=run.recipe.data.max_length
+        )
+    return answers
+
+
+def merge_run(path: str | Path, output: str | Path, *, base: str | None = None, dtype: str = "float32") -> Path:
+    """Merge a run's adapter into its base and write a plain transformers model to `output`.
+
+    The adapter is added to the base's original float weights (the int8 rounding is not baked in).
+
+    Raises:
+        UsageError: the run holds a full model already.
+        CheckpointError: `output` is not empty or cannot be written.
+        UnsupportedError: the method cannot be merged.
+    """
+    info = _info(Path(path).expanduser())
+    if info["kind"] != "adapter":
+        raise UsageError(f"{path}: holds a full model already; there is no adapter to merge")
+    folder = Path(output).expanduser()
+    checkpoint.prepare_output(folder, resume=False, overwrite=False)
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise ConfigError(f"merge: dtype must be float32, bfloat16 or float16; got {dtype!r}")
+    run = load_run(path, base=base, dtype=dtype, quantized=False)
+    merged = peft_bridge.merge(run.model)
+    bridge.save(merged, run.tokenizer, folder)
+    return folder

@@ -1,0 +1,248 @@
+"""`train`: from a recipe to a run folder."""
+
+__all__ = ["TrainResult", "train"]
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ftrt import checkpoint
+from ftrt.api import Head, count_trainable
+from ftrt.data import EncodedSplit, Splits, encode_split, load_splits
+from ftrt.errors import CheckpointError, ConfigError, InterruptedRun
+from ftrt.integrations import transformers as bridge
+from ftrt.integrations import transformers_training as training
+from ftrt.integrations.transformers_callbacks import (
+    InterruptCallback,
+    Listener,
+    ListenerCallback,
+    RecordCallback,
+    peak_memory_bytes,
+)
+from ftrt.recipe import Recipe, load
+from ftrt.registry import Registry
+from ftrt.runtime.attach import Parts, Run, attach_parts, build_parts
+from ftrt.runtime.report import run_info, write_card, write_loss_plot
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training run ended with.
+
+    Attributes:
+        run_dir: the run folder.
+        before: metrics of the held-out split before training; empty unless the recipe sets `baseline`.
+        after: metrics of the held-out split (test, else validation) after training; empty without such a split.
+        train_seconds: wall time of the optimizer steps, evaluations and checkpoints included.
+        tokens_per_second: trained tokens, padding not counted, over that time.
+    """
+
+    run_dir: Path
+    before: dict[str, float] = field(default_factory=dict)
+    after: dict[str, float] = field(default_factory=dict)
+    train_seconds: float = 0.0
+    tokens_per_second: float = 0.0
+    steps: int = 0
+    trainable_parameters: int = 0
+    all_parameters: int = 0
+    peak_memory_bytes: int = 0
+    best_checkpoint: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as JSON values."""
+        return {**asdict(self), "run_dir": str(self.run_dir)}
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Everything one training run needs, once recipe, data and model have been read."""
+
+    recipe: Recipe
+    output: Path
+    splits: Splits
+    tokenizer: Any
+    run: Run
+    head: Head
+    train: EncodedSplit
+    validation: EncodedSplit | None
+    held_out: EncodedSplit | None
+
+
+def train(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    overrides: Sequence[str] = (),
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    listener: Listener | None = None,
+) -> TrainResult:
+    """Fine-tune as the recipe says and write the run folder.
+
+    Args:
+        recipe: a YAML file, a mapping, or a `Recipe` with model, method, head, data.train and output.
+        overrides: `key=value` strings that win over the recipe.
+        resume: go on from the newest complete checkpoint in the output folder.
+        overwrite: replace a run folder that stands there.
+        listener: told about progress.
+
+    Raises:
+        ConfigError, PluginError: before data or weights are read.
+        DataError, CheckpointError: data, model or output folder cannot be used.
+        InterruptedRun: a signal stopped it; a checkpoint has been saved.
+    """
+    registry = Registry()
+    whole = registry.expand(load(recipe, overrides))
+    _check_complete(whole)
+    fields = training.check_training(whole.training)
+    parts = build_parts(whole, registry)
+    output = Path(str(whole.output)).expanduser()
+    checkpoint.prepare_output(output, resume=resume, overwrite=overwrite)
+    say = listener.message if listener is not None else logger.info
+    job = _prepare(parts, output, say)
+    return _run(job, fields, listener, say, resume=resume)
+
+
+def _check_complete(recipe: Recipe) -> None:
+    needed = {
+        "model": (recipe.model, "model: {path: asset:all-MiniLM-L6-v2}"),
+        "method": (recipe.method, "method: {name: lora}"),
+        "head": (recipe.head, "head: {name: sequence_classification}"),
+        "data.train": (recipe.data.train, "data: {train: train.jsonl}"),
+        "output": (recipe.output, "output: ./out"),
+    }
+    missing = [f"recipe: {key}: must be given, say `{example}`" for key, (value, example) in needed.items() if not value]
+    if missing:
+        raise ConfigError("\n".join(missing))
+
+
+def _prepare(parts: Parts, output: Path, say: Any) -> _Job:
+    recipe, head = parts.recipe, parts.head
+    assert recipe.model is not None and head is not None  # noqa: S101 - _check_complete
+    transforms = [parts.registry.transform(section) for section in recipe.data.transforms]
+    say(f"reading {recipe.data.train}")
+    splits = load_splits(
+        recipe.data, columns=head.columns, optional=head.optional_columns, transforms=transforms
+    )
+    head.fit(splits.train)
+    say(f"reading {recipe.model.path}")
+    bridge.set_seed(recipe.seed)
+    tokenizer = bridge.load_tokenizer(recipe.model.path)
+    model = bridge.load_model(
+        recipe.model.path, head.auto_class, dtype=recipe.model.dtype, options=head.model_options()
+    )
+    if recipe.model.layers is not None:
+        bridge.keep_layers(model, recipe.model.layers)
+    max_length = recipe.data.max_length
+    bridge.check_length(model, max_length)
+    say(f"encoding {len(splits.train)} training rows")
+    train_split = encode_split(head, splits.train, tokenizer, max_length=max_length)
+    validation = (
+        encode_split(head, splits.validation, tokenizer, max_length=max_length)
+        if splits.validation
+        else None
+    )
+    held_out = (
+        encode_split(head, splits.test, tokenizer, max_length=max_length) if splits.test else validation
+    )
+    if train_split.truncated_rows:
+        share = train_split.truncated_rows / len(train_split)
+        say(
+            f"max_length {max_length} cuts {train_split.truncated_tokens} tokens from"
+            f" {train_split.truncated_rows} training rows ({share:.0%})"
+        )
+    run = attach_parts(model, parts, tokenizer=tokenizer, restorable=False)
+    return _Job(recipe, output, splits, tokenizer, run, head, train_split, validation, held_out)
+
+
+def _run(
+    job: _Job, fields: dict[str, Any], listener: Listener | None, say: Any, *, resume: bool
+) -> TrainResult:
+    recipe, run, output = job.recipe, job.run, job.output
+    interrupt = InterruptCallback()
+    callbacks = [*run.callbacks, RecordCallback(output / checkpoint.METRICS), interrupt]
+    if listener is not None:
+        callbacks.append(ListenerCallback(listener))
+    stopping = recipe.early_stopping
+    trainer = training.build_trainer(
+        run.model,
+        job.head,
+        job.tokenizer,
+        fields=fields,
+        output=output / checkpoint.CHECKPOINTS,
+        seed=recipe.seed,
+        train=job.train,
+        validation=job.validation,
+        callbacks=callbacks,
+        param_groups=run.param_groups,
+        early_stopping=(stopping.patience, stopping.min_delta) if stopping else None,
+    )
+    before: dict[str, float] = {}
+    if recipe.baseline and job.held_out is not None:
+        say(f"measuring {len(job.held_out)} held-out rows before training")
+        before = training.evaluate(trainer, job.held_out, "before")
+    resume_from = checkpoint.last_checkpoint(output) if resume else None
+    if resume and resume_from is None:
+        say("no checkpoint to resume from; starting at step 0")
+    started = time.perf_counter()
+    try:
+        with interrupt:
+            outcome = training.run_trainer(trainer, resume_from)
+    finally:
+        if listener is not None:
+            listener.finished()
+    seconds = time.perf_counter() - started
+    if interrupt.signal_name is not None and trainer.state.global_step < trainer.state.max_steps:
+        raise InterruptedRun(
+            f"interrupted by {interrupt.signal_name} at step {trainer.state.global_step} of"
+            f" {trainer.state.max_steps}; the checkpoint in {output / checkpoint.CHECKPOINTS} has everything:"
+            " run the same command with --resume to go on"
+        )
+    after: dict[str, float] = {}
+    if job.held_out is not None:
+        say(f"measuring {len(job.held_out)} held-out rows")
+        after = training.evaluate(trainer, job.held_out, "after")
+    trainable, total = count_trainable(run.model)
+    result = TrainResult(
+        run_dir=output,
+        before=before,
+        after=after,
+        train_seconds=seconds,
+        tokens_per_second=outcome.tokens / max(seconds, 1e-9),
+        steps=trainer.state.global_step,
+        trainable_parameters=trainable,
+        all_parameters=total,
+        peak_memory_bytes=peak_memory_bytes(),
+        best_checkpoint=trainer.state.best_model_checkpoint,
+    )
+    _save(job, result)
+    return result
+
+
+def _save(job: _Job, result: TrainResult) -> None:
+    output = job.output
+    try:
+        bridge.save(job.run.model, job.tokenizer, output)
+    except OSError as error:
+        raise CheckpointError(
+            f"{output}: saving the trained weights failed; {checkpoint.explain_os_error(error)}. The last"
+            f" checkpoint in {output / checkpoint.CHECKPOINTS} is intact"
+        ) from None
+    info = run_info(
+        job.run,
+        job.splits,
+        result.to_json(),
+        encoded={
+            name: {"rows": len(split), "tokens": split.tokens, "truncated_rows": split.truncated_rows,
+                   "truncated_tokens": split.truncated_tokens}
+            for name, split in (("train", job.train), ("held_out", job.held_out))
+            if split is not None
+        },
+    )
+    checkpoint.write_run_info(output, info)
+    write_loss_plot(output)
+    write_card(output, info)

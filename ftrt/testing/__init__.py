@@ -1,0 +1,8 @@
+"""The conformance kit: what ftrt's own plugins pass and what plugin authors run in their own tests."""
+
+__all__ = ["assert_close", "check_head", "check_loss", "check_method", "tolerance"]
+
+from ftrt.testing.heads import check_head
+from ftrt.testing.losses import check_loss
+from ftrt.testing.methods import check_method
+from ftrt.testing.tolerances import assert_close, tolerance

@@ -1,0 +1,98 @@
+"""`check_method`: everything a fine-tuning method promises, tried on a small model."""
+
+__all__ = ["check_method"]
+
+import random
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy
+import torch
+from torch import nn
+
+from ftrt.api import LinearMethod, Method, ModelMethod, PeftMethod
+from ftrt.testing.method_adapter_claims import ADAPTER_CLAIMS, runs_on_int8
+from ftrt.testing.method_claims import COMMON_CLAIMS, CONTRACT_CLAIMS, Claim
+from ftrt.testing.method_subjects import Subject, subject_of
+from ftrt.testing.toy_model import ToyModel
+
+MODEL_SEED = 0
+
+
+def check_method(
+    method_class: type[Method],
+    options: Mapping[str, Any] | None = None,
+    *,
+    model: nn.Module | None = None,
+) -> None:
+    """Try every claim of the method contract and say which ones fail.
+
+    The claims: options validate and survive JSON; building touches no global random state or
+    setting; the outputs start as the base's; exactly the declared parameters train, and the loss
+    falls; save and reload is bit-equal; a resumed run equals an unbroken one; gradient
+    checkpointing changes nothing; bfloat16 and int8 bases work; `param_groups` is complete. For
+    adapters also: merging keeps the outputs (or is refused by name), a disabled adapter is the
+    base exactly, two adapters do not disturb each other.
+
+    Args:
+        method_class: derives from `LinearMethod`, `PeftMethod` or `ModelMethod`; it need not be
+            installed as a plugin.
+        options: what a recipe would say beside the name; the defaults if None.
+        model: a float32 model called as `model(input_ids)` that returns logits or an object with
+            `.logits`; copied, never changed. A toy model with linear layers of 32, 48 and 4
+            features if None.
+
+    Raises:
+        AssertionError: one line for each claim that fails.
+    """
+    contracts = (LinearMethod, PeftMethod, ModelMethod)
+    if not (isinstance(method_class, type) and issubclass(method_class, contracts)):
+        names = ", ".join(contract.__name__ for contract in contracts)
+        raise AssertionError(f"{method_class!r}: must be a class that derives from one of {names}")
+    with _private_random_state(), warnings.catch_warnings():
+        # PEFT warns about models that are not transformers' and about adapters that go
+        warnings.simplefilter("ignore")
+        torch.manual_seed(MODEL_SEED)
+        subject = subject_of(method_class, options, ToyModel() if model is None else model)
+        _raise_failures(subject, CONTRACT_CLAIMS)
+        extra = () if issubclass(method_class, ModelMethod) else ADAPTER_CLAIMS
+        _raise_failures(subject, (*COMMON_CLAIMS, runs_on_int8, *extra))
+
+
+def _raise_failures(subject: Subject, claims: Sequence[Claim]) -> None:
+    failures = [line for claim in claims if (line := _failure(subject, claim))]
+    if failures:
+        head = f"{subject.method_class.__name__}: {len(failures)} of {len(claims)} claims fail"
+        raise AssertionError("\n- ".join([head, *failures]))
+
+
+def _failure(subject: Subject, claim: Claim) -> str | None:
+    label = claim.__name__.replace("_", " ")
+    try:
+        claim(subject)
+    except AssertionError as error:
+        return f"{label}: {error}"
+    # the method's own code runs here, and whatever it raises is a failed claim with that reason
+    except Exception as error:
+        return f"{label}: must not raise; raised {type(error).__name__}: {error}"
+    return None
+
+
+@contextmanager
+def _private_random_state() -> Iterator[None]:
+    """Leave the caller's random states, default dtype and gradient mode as they were."""
+    python, arrays = random.getstate(), numpy.random.get_state()
+    dtype, gradients = torch.get_default_dtype(), torch.is_grad_enabled()
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            numpy.random.set_state(arrays)
+            torch.set_default_dtype(dtype)
+            torch.set_grad_enabled(gradients)
+            torch.set_num_threads(threads)
+            torch.use_deterministic_algorithms(deterministic)

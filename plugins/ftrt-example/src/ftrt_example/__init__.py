@@ -1,0 +1,1 @@
+"""The method `example` for ftrt."""

@@ -1,0 +1,88 @@
+"""LoRA: y = base(x) + scaling · x Aᵀ Bᵀ, with PEFT's own layers, config and files.
+
+Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685, equation 3. Rank-stabilised scaling:
+    Kalajdzievski 2023,
+https://arxiv.org/abs/2312.03732. DoRA: Liu et al. 2024, https://arxiv.org/abs/2402.09353.
+"""
+
+__all__ = ["LoraConfig", "LoraMethod"]
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+from torch import nn
+
+from ftrt.api import Method, PeftMethod, PluginConfig
+from ftrt.errors import UnsupportedError
+from ftrt.hookspecs import hookimpl
+from ftrt.nn import Int8Linear
+
+if TYPE_CHECKING:
+    import peft
+
+ftrt_hookspec = 1
+
+
+class LoraConfig(PluginConfig):
+    """Options of `method: {name: lora}`."""
+
+    rank: int = Field(
+        16, ge=1, description="Rank of the update; A is (rank, in), B is (out, rank)."
+    )
+    alpha: float = Field(32.0, gt=0, description="The update is scaled by alpha / rank.")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="Dropout on the adapter's input while training."
+    )
+    targets: Literal["all-linear"] | list[str] = Field(
+        "all-linear", description="Names, or last parts of names, of the layers to adapt."
+    )
+    rslora: bool = Field(False, description="Scale by alpha / sqrt(rank), stable at high ranks.")
+    dora: bool = Field(
+        False, description="Also train the magnitude of each output feature; float base only."
+    )
+    init: Literal["kaiming", "gaussian"] = Field(
+        "kaiming", description="How A starts; B starts at zero."
+    )
+
+
+class LoraMethod(PeftMethod):
+    """PEFT's LoRA. Over int8 layers, and wherever a layer runs one plain adapter, the fused op
+    runs it.
+    """
+
+    name = "lora"
+    source = "Hu et al. 2021, https://arxiv.org/abs/2106.09685"
+    Config = LoraConfig
+
+    config: LoraConfig
+
+    def peft_config(self, model: nn.Module) -> "peft.LoraConfig":
+        """PEFT's config of the same meaning.
+
+        Raises:
+            UnsupportedError: DoRA on an int8 base.
+        """
+        import peft
+
+        options = self.config
+        if options.dora and any(isinstance(module, Int8Linear) for module in model.modules()):
+            raise UnsupportedError(
+                "method 'lora': dora needs a float base, whose weight it normalises; got int8"
+                " layers. Remove `dora`"
+                " or `quantization`"
+            )
+        return peft.LoraConfig(
+            r=options.rank,
+            # PEFT and its readers expect an integer where there is one
+            lora_alpha=int(options.alpha) if options.alpha.is_integer() else options.alpha,
+            lora_dropout=options.dropout,
+            target_modules=options.targets,
+            use_rslora=options.rslora,
+            use_dora=options.dora,
+            init_lora_weights=True if options.init == "kaiming" else options.init,
+        )
+
+
+@hookimpl
+def register_methods() -> list[type[Method]]:
+    return [LoraMethod]

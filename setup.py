@@ -1,0 +1,241 @@
+"""Builds the one extension, `ftrt._C`, with ninja. Everything else about the package is in
+pyproject.toml.
+
+`FTRT_BUILD` (environment) says what to do about it:
+    unset   build it if this machine can; otherwise install without it, and say why (ftrt then runs
+    reference ops); `1`     build it, and fail if that fails;
+    `0`     leave it out.
+`CXX` names the compiler.
+"""
+
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+CSRC = ROOT / "csrc"
+
+# Stable ABI of torch 2.11: the oldest torch the binary runs with, whichever newer one it is
+# compiled against.
+TORCH_TARGET_VERSION = "0x020b000000000000"
+
+# -ffp-contract: multiply and add in one instruction where the target has one; the default depends
+# on -std. -Wno-psabi: vectors wider than the target's registers stay inside inlined functions, so
+# their ABI is no matter.
+FLAGS = [
+    "-O3",
+    "-std=c++20",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=fast",
+    "-Wall",
+    "-Wextra",
+    "-Wno-psabi",
+    "-Wno-unknown-pragmas",
+]
+
+
+class CannotBuildError(Exception):
+    """Why the extension cannot be built here."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One translation unit: `flags` are its own, `includes` beside csrc/include."""
+
+    source: Path
+    flags: tuple[str, ...] = ()
+    includes: tuple[Path, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class IsaLevel:
+    """An instruction set with kernels of its own; `macro` tells the dispatcher that they are
+    there."""
+
+    name: str
+    macro: str
+    flags: tuple[str, ...]
+
+
+X86_LEVELS = (
+    IsaLevel("avx2", "FTRT_BUILD_AVX2", ("-mavx2", "-mfma")),
+    IsaLevel(
+        "avx512",
+        "FTRT_BUILD_AVX512",
+        ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma"),
+    ),
+)
+
+
+def isa_levels() -> tuple[IsaLevel, ...]:
+    """The levels beside `portable` that mean something for the machine compiled for."""
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64") and sys.maxsize > 2**32
+    return X86_LEVELS if is_x86 else ()
+
+
+def find_compiler() -> str:
+    """The C++ compiler, GCC or Clang; the kernels use their vector extensions."""
+    for name in [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]:
+        path = shutil.which(name.split()[0])
+        if path is None:
+            continue
+        version = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+        if version.returncode == 0 and re.search(
+            "gcc|g\\+\\+|clang|free software", version.stdout, re.I
+        ):
+            return name
+    raise CannotBuildError(
+        "a C++ compiler (g++ 10 or clang++ 12, or newer) must be on PATH or named by CXX; found none that runs"
+        f" (CXX={os.environ.get('CXX')!r}). Debian, Ubuntu: apt install g++"
+    )
+
+
+def torch_facts() -> tuple[str, list[Path], Path]:
+    """Version, include folders and library folder of the installed torch."""
+    if importlib.util.find_spec("torch") is None:
+        raise CannotBuildError(
+            "torch must be importable while building, for its headers; an isolated build has none."
+            " Install torch >= 2.11 first, then: pip install --no-build-isolation ."
+        )
+    import torch
+    from torch.utils.cpp_extension import include_paths
+
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 11):
+        raise CannotBuildError(f"torch must be 2.11 or newer; got {torch.__version__}")
+    return (
+        torch.__version__,
+        [Path(p) for p in include_paths()],
+        Path(torch.__file__).parent / "lib",
+    )
+
+
+def find_ninja() -> str:
+    try:
+        import ninja
+    except ImportError:
+        path = shutil.which("ninja")
+        if path is None:
+            raise CannotBuildError("ninja must be installed: pip install ninja") from None
+        return path
+    return str(Path(ninja.BIN_DIR) / "ninja")
+
+
+def units(torch_version: str, torch_includes: list[Path]) -> list[Unit]:
+    """Every source of csrc with what it is compiled with. Only bindings/ sees torch's and Python's
+    headers."""
+    try:
+        import pybind11
+    except ImportError:
+        raise CannotBuildError("pybind11 must be installed: pip install pybind11") from None
+    levels = isa_levels()
+    macros = tuple(f"-D{level.macro}" for level in levels)
+    own_flags = {f"_{level.name}": level.flags for level in levels}
+    every_level = {f"_{level.name}" for level in X86_LEVELS}
+    found = []
+    for source in sorted((CSRC / "cpu").glob("*.cpp")):
+        suffix = next((s for s in every_level if source.stem.endswith(s)), None)
+        if suffix is None or suffix in own_flags:
+            found.append(Unit(source, (*macros, *own_flags.get(suffix or "", ()))))
+    flags = (
+        f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
+        f'-DFTRT_BUILD_TORCH="{torch_version}"',
+    )
+    includes = (
+        *torch_includes,
+        Path(pybind11.get_include()),
+        Path(sysconfig.get_paths()["include"]),
+    )
+    found += [Unit(source, flags, includes) for source in sorted((CSRC / "bindings").glob("*.cpp"))]
+    return found
+
+
+def ninja_escape(text: str) -> str:
+    return text.replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def shell_quote(text: str) -> str:
+    return "'" + text.replace("'", "'\\''").replace("$", "$$") + "'"
+
+
+def link_flags(torch_lib: Path) -> list[str]:
+    """torch's own libraries are loaded before the extension is; -l only records which ones it
+    needs."""
+    if sys.platform == "darwin":
+        return ["-bundle", "-undefined", "dynamic_lookup"]
+    return ["-shared", "-s", f"-L{torch_lib}", "-ltorch_cpu"]
+
+
+def write_ninja(build: Path, target: Path) -> None:
+    """Write build.ninja that makes `target` from csrc."""
+    compiler = find_compiler()
+    version, torch_includes, torch_lib = torch_facts()
+    lines = [
+        "ninja_required_version = 1.8",
+        f"cxx = {compiler}",
+        "rule compile",
+        "  command = $cxx -MMD -MF $out.d $flags -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = compile $in",
+        "rule link",
+        "  command = $cxx $in $flags -o $out",
+        "  description = link $out",
+    ]
+    objects = []
+    for unit in units(version, torch_includes):
+        name = unit.source.relative_to(CSRC).with_suffix(".o")
+        objects.append(str(name))
+        folders = [f"-I{CSRC / 'include'}", *(f"-isystem{path}" for path in unit.includes)]
+        flags = " ".join(shell_quote(flag) for flag in (*FLAGS, *folders, *unit.flags))
+        lines += [f"build {name}: compile {ninja_escape(str(unit.source))}", f"  flags = {flags}"]
+    linking = " ".join(shell_quote(flag) for flag in link_flags(torch_lib))
+    lines += [
+        f"build {ninja_escape(str(target))}: link {' '.join(objects)}",
+        f"  flags = {linking}",
+    ]
+    build.mkdir(parents=True, exist_ok=True)
+    (build / "build.ninja").write_text("\n".join(lines) + "\n")
+
+
+class BuildExtension(build_ext):
+    """Builds `ftrt._C`; without FTRT_BUILD=1 a machine that cannot is told why and does without."""
+
+    def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        try:
+            build = Path(self.build_temp).resolve() / "ftrt_C"
+            write_ninja(build, target)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if subprocess.run([find_ninja(), "-C", str(build)], check=False).returncode != 0:
+                raise CannotBuildError(
+                    "the compiler failed; its messages are above (pip install -v shows them)"
+                )
+        except CannotBuildError as error:
+            if os.environ.get("FTRT_BUILD") == "1":
+                raise SystemExit(f"ftrt._C: {error}") from None
+            ext.optional = True
+            self.warn(
+                f"ftrt._C is not built: {error}\n"
+                "ftrt will run on its reference ops, which are slower. FTRT_BUILD=1 makes this an error."
+            )
+
+
+def extensions() -> list[Extension]:
+    wanted = os.environ.get("FTRT_BUILD", "")
+    if wanted not in ("", "0", "1"):
+        raise SystemExit(f"FTRT_BUILD: must be 0, 1 or unset; got {wanted!r}")
+    return [] if wanted == "0" else [Extension("ftrt._C", sources=[])]
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": BuildExtension})

@@ -1,0 +1,130 @@
+"""Tiny models and data that whole runs can be trained on in a second, without a network."""
+
+import copy
+import importlib.util
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+GOOD = ("good", "great", "lovely", "warm", "funny", "superb")
+BAD = ("bad", "awful", "dull", "cold", "boring", "poor")
+FILLER = ("film", "plot", "cast", "scene", "the", "a", "was", "is", "very", "quite", "and")
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def _tokenizer():
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    words = [*SPECIAL, *GOOD, *BAD, *FILLER]
+    core = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    core.pre_tokenizer = Whitespace()
+    core.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_bert_dir(tmp_path_factory):
+    """A random two-block BERT of 16 features with a 28-word vocabulary, as a model folder."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    tokenizer = _tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = BertModel(
+            BertConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=16,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=32,
+                max_position_embeddings=64,
+                hidden_dropout_prob=0.0,
+                attention_probs_dropout_prob=0.0,
+            )
+        )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_reviews(path: Path, count: int, seed: int = 0) -> Path:
+    """`count` distinct made-up reviews with labels 0 and 1 that a tiny model can learn."""
+    draw = random.Random(seed)
+    seen, lines = set(), []
+    while len(lines) < count:
+        label = draw.randrange(2)
+        words = [draw.choice(BAD if label == 0 else GOOD), *draw.choices(FILLER, k=6)]
+        draw.shuffle(words)
+        text = " ".join(words)
+        if text not in seen:
+            seen.add(text)
+            lines.append(json.dumps({"text": text, "label": str(label)}))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory):
+    """A jsonl file of 160 made-up reviews."""
+    return write_reviews(tmp_path_factory.mktemp("reviews") / "reviews.jsonl", 160)
+
+
+@pytest.fixture
+def recipe_tree(tiny_bert_dir, reviews, tmp_path):
+    """A complete recipe for a run of about a second, as a mapping to change and write."""
+    tree = {
+        "model": {"path": str(tiny_bert_dir)},
+        "quantization": {"dtype": "int8"},
+        "method": {"name": "lora", "rank": 4, "alpha": 8},
+        "head": {"name": "sequence_classification"},
+        "data": {"train": str(reviews), "validation": "20%", "test": 20, "max_length": 16},
+        "training": {
+            "learning_rate": 0.02,
+            "num_train_epochs": 2,
+            "per_device_train_batch_size": 8,
+            "per_device_eval_batch_size": 32,
+            "logging_steps": 4,
+            "use_cpu": True,
+        },
+        "output": str(tmp_path / "run"),
+    }
+    return copy.deepcopy(tree)
+
+
+@pytest.fixture
+def plugin_folder(tmp_path, monkeypatch):
+    """A folder at the front of the path to put made-up plugin distributions into."""
+    source = Path(__file__).with_name("plugin_folder.py")
+    spec = importlib.util.spec_from_file_location("plugin_folder", source)
+    tools = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tools)
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+    before = set(sys.modules)
+    made = tools.PluginFolder(folder)
+    made.METHOD = tools.METHOD
+    yield made
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(folder)):
+            del sys.modules[name]
