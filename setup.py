@@ -1,9 +1,9 @@
-"""Builds the one extension, `ftrt._C`, with ninja. Everything else about the package is in
-pyproject.toml.
+"""Builds the one extension, `ftrt._C`, with ninja; the rest of the package is in pyproject.toml.
 
 `FTRT_BUILD` (environment) says what to do about it:
     unset   build it if this machine can; otherwise install without it, and say why (ftrt then runs
-    reference ops); `1`     build it, and fail if that fails;
+            reference ops);
+    `1`     build it, and fail if that fails;
     `0`     leave it out.
 `CXX` names the compiler.
 """
@@ -30,8 +30,9 @@ CSRC = ROOT / "csrc"
 TORCH_TARGET_VERSION = "0x020b000000000000"
 
 # -ffp-contract: multiply and add in one instruction where the target has one; the default depends
-# on -std. -Wno-psabi: vectors wider than the target's registers stay inside inlined functions, so
-# their ABI is no matter.
+# on -std.
+# -Wno-psabi: vectors wider than the target's registers stay inside inlined functions, so their ABI
+# does not matter.
 FLAGS = [
     "-O3",
     "-std=c++20",
@@ -96,8 +97,8 @@ def find_compiler() -> str:
         ):
             return name
     raise CannotBuildError(
-        "a C++ compiler (g++ 10 or clang++ 12, or newer) must be on PATH or named by CXX; found none that runs"
-        f" (CXX={os.environ.get('CXX')!r}). Debian, Ubuntu: apt install g++"
+        "a C++ compiler (g++ 10 or clang++ 12, or newer) must be on PATH or named by CXX; found"
+        f" none that runs (CXX={os.environ.get('CXX')!r}). Debian, Ubuntu: apt install g++"
     )
 
 
@@ -227,7 +228,8 @@ class BuildExtension(build_ext):
             ext.optional = True
             self.warn(
                 f"ftrt._C is not built: {error}\n"
-                "ftrt will run on its reference ops, which are slower. FTRT_BUILD=1 makes this an error."
+                "ftrt will run on its reference ops, which are slower. FTRT_BUILD=1 makes this an"
+                " error."
             )
 
 

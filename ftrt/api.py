@@ -27,7 +27,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from ftrt.errors import UnsupportedError
+from ftrt.errors import PluginError, UnsupportedError
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -100,7 +100,7 @@ class LinearAdapter(nn.Module):
         Returns:
             (..., out_features); equal to `base(x)` before the first training step.
         """
-        raise NotImplementedError(f"{type(self).__name__}.forward(base, x) is not written")
+        raise PluginError(f"{type(self).__name__}: must define forward(base, x); it has none")
 
     def delta_weight(self) -> Tensor:
         """What merging adds to the base's weight, (out_features, in_features), float32."""

@@ -10,6 +10,7 @@ __all__ = [
     "RUN_INFO",
     "base_fingerprint",
     "explain_os_error",
+    "is_disk_full",
     "last_checkpoint",
     "prepare_output",
     "read_run_info",
@@ -39,6 +40,10 @@ RUN_INFO_VERSION = 1
 
 # At most this many embedding rows are hashed: enough to tell models apart, little enough for a 128k vocabulary.
 FINGERPRINT_ROWS = 4096
+
+# A disk with less than this left counts as full: a failed write may have freed its own last blocks.
+FULL_DISK_BYTES = 1 << 20
+
 ARCHITECTURE_KEYS = (
     "model_type",
     "hidden_size",
@@ -177,6 +182,14 @@ def read_run_info(path: Path) -> dict[str, Any] | None:
             f"{file}: format version {version}; this ftrt reads up to {RUN_INFO_VERSION}; pip install -U ftrt"
         )
     return dict(info)
+
+
+def is_disk_full(error: BaseException, folder: Path) -> bool:
+    """Whether `error`, raised while writing below `folder`, is a full disk under whatever name."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    return "No space left" in str(error) or shutil.disk_usage(existing).free < FULL_DISK_BYTES
 
 
 def explain_os_error(error: OSError) -> str:

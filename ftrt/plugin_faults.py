@@ -1,12 +1,20 @@
 """What is wrong with a plugin, in words: each names distribution, version, file and fix."""
 
-__all__ = ["import_fault", "location", "marker_fault", "validation_fault", "version_fault"]
+__all__ = [
+    "import_fault",
+    "location",
+    "marker_fault",
+    "runtime_fault",
+    "validation_fault",
+    "version_fault",
+]
 
 import inspect
 import itertools
 import os
+import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
 
@@ -69,6 +77,34 @@ def _calls_plugins(filename: str) -> bool:
         or filename.startswith(os.path.dirname(__file__) + os.sep)
         or os.path.basename(folder) in ("importlib", "pluggy", "pydantic")
     )
+
+
+def runtime_fault(error: BaseException, offers: Iterable[Offer]) -> str | None:
+    """What to say of an exception that a plugin's own code raised at work, or None if it did not.
+
+    The deepest line that is ftrt's or a plugin's decides; lines of other libraries below it do not.
+    """
+    roots = {root: offer for offer in offers if (root := _root(offer)) is not None}
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename.startswith(os.path.dirname(__file__) + os.sep):
+            return None
+        for root, offer in roots.items():
+            if frame.filename.startswith(root):
+                return (
+                    f"plugin {offer}: must not fail at work; {frame.filename}:{frame.lineno}"
+                    f" raised {one_line(error)}; `ftrt plugins check {offer.module}` tries it;"
+                    " --debug shows the traceback, for a report to its author"
+                )
+    return None
+
+
+def _root(offer: Offer) -> str | None:
+    """The folder of the package that has the offer's module, or the file of a lone module."""
+    package = sys.modules.get(offer.module.partition(".")[0])
+    file = getattr(package, "__file__", None)
+    if file is None or offer.module not in sys.modules:
+        return None
+    return os.path.dirname(file) + os.sep if hasattr(package, "__path__") else str(file)
 
 
 def version_fault(offer: Offer, module: ModuleType) -> str | None:

@@ -1,5 +1,5 @@
-// Operand checks of the CPU ops. The texts are those of ftrt/ops/checks.py: which one a user meets depends only on
-// where the op runs.
+// Operand checks of the CPU ops. The texts are those of ftrt/ops/checks.py: which one a user meets
+// depends only on where the op runs.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -48,7 +48,8 @@ inline std::string describe(const char* name, const Tensor& tensor) {
   return text.str();
 }
 
-[[noreturn]] inline void fail(const std::string& op, const std::string& rule, const std::string& got) {
+[[noreturn]] inline void fail(const std::string& op, const std::string& rule,
+                              const std::string& got) {
   throw std::runtime_error(op + ": " + rule + "; got " + got);
 }
 
@@ -60,15 +61,17 @@ inline void check_weight(const char* op, const Tensor& qweight, const Tensor& sc
   if (scale.dim() != 2 || scale.scalar_type() != ScalarType::Float || !scale.is_contiguous()) {
     fail(op, "scale must be (out_features, groups) float32, contiguous", got);
   }
-  if (scale.size(0) != qweight.size(0)) fail(op, "scale and qweight must have the same out_features", got);
+  if (scale.size(0) != qweight.size(0))
+    fail(op, "scale and qweight must have the same out_features", got);
   if (qweight.size(1) == 0) fail(op, "in_features must be at least 1", got);
-  if (scale.size(1) == 0 || qweight.size(1) % scale.size(1) != 0) fail(op, "groups must divide in_features", got);
+  if (scale.size(1) == 0 || qweight.size(1) % scale.size(1) != 0)
+    fail(op, "groups must divide in_features", got);
   if (!qweight.is_cpu() || !scale.is_cpu()) fail(op, "all operands must be on one device", got);
 }
 
 // x's last dimension must be `features`, the weight's in_features or out_features.
-inline void check_features(const char* op, const char* name, const Tensor& x, const char* what, int64_t features,
-                           const Tensor& qweight) {
+inline void check_features(const char* op, const char* name, const Tensor& x, const char* what,
+                           int64_t features, const Tensor& qweight) {
   if (x.dim() == 0 || x.size(x.dim() - 1) != features) {
     fail(op, std::string("the last dimension of ") + name + " must be " + what,
          describe(name, x) + ", " + describe("qweight", qweight));

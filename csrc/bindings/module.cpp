@@ -1,5 +1,5 @@
-// ftrt._C: what Python may ask the compiled code about itself. Ops are not called through here but through the
-// dispatcher (int8_linear.cpp); importing the module registers them.
+// ftrt._C: what Python may ask the compiled code about itself. Ops are not called through here but
+// through the dispatcher (int8_linear.cpp); importing the module registers them.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -50,13 +50,17 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled kernels of ftrt: facts and switches. The ops themselves are torch.ops.ftrt.*";
   m.attr("ops") = pybind11::make_tuple("int8_linear", "int8_linear_dx");
   m.def("cpu_features", &ftrt::bindings::features, "What this CPU can do, by feature name.");
-  m.def("built_isas", [] { return ftrt::bindings::names(ftrt::built_isas()); },
-        "Instruction-set levels this build has code for, worst first.");
-  m.def("usable_isas", [] { return ftrt::bindings::names(ftrt::usable_isas()); },
-        "Built levels that this CPU can run, worst first.");
-  m.def("chosen_isa", [] { return std::string(ftrt::isa_name(ftrt::chosen_isa())); },
-        "The level the CPU kernels run at.");
+  m.def(
+      "built_isas", [] { return ftrt::bindings::names(ftrt::built_isas()); },
+      "Instruction-set levels this build has code for, worst first.");
+  m.def(
+      "usable_isas", [] { return ftrt::bindings::names(ftrt::usable_isas()); },
+      "Built levels that this CPU can run, worst first.");
+  m.def(
+      "chosen_isa", [] { return std::string(ftrt::isa_name(ftrt::chosen_isa())); },
+      "The level the CPU kernels run at.");
   m.def("set_isa", &ftrt::set_isa, pybind11::arg("name"),
         "Run the CPU kernels at this level; ValueError unless it is usable here.");
-  m.def("build_facts", &ftrt::bindings::build_facts, "The compiler, and the torch whose headers were used.");
+  m.def("build_facts", &ftrt::bindings::build_facts,
+        "The compiler, and the torch whose headers were used.");
 }

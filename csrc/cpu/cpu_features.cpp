@@ -26,7 +26,8 @@ bool bit(uint32_t word, int index) { return ((word >> index) & 1u) != 0; }
 CpuFeatures detect() {
   CpuFeatures features;
   uint32_t a, b, c, d;
-  if (!__get_cpuid(1, &a, &b, &c, &d) || !bit(c, 27)) return features;  // no OSXSAVE: xgetbv would fault
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !bit(c, 27))
+    return features;  // no OSXSAVE: xgetbv would fault
   const bool fma = bit(c, 12);
   const uint64_t saved = xcr0();
   const bool ymm = (saved & 0x6) == 0x6;
@@ -117,8 +118,8 @@ void set_isa(const std::string& name) {
       return;
     }
   }
-  throw std::invalid_argument("must be built and run on this CPU; got '" + name + "', built: " + names(built_isas()) +
-                              ", usable here: " + names(usable_isas()));
+  throw std::invalid_argument("must be built and run on this CPU; got '" + name + "', built: " +
+                              names(built_isas()) + ", usable here: " + names(usable_isas()));
 }
 
 }  // namespace ftrt

@@ -1,8 +1,10 @@
-// The blocked int8-weight GEMM, written once for every vector width with GCC/Clang vector extensions.
+// The blocked int8-weight GEMM, written once for every vector width with GCC/Clang vector
+// extensions.
 //
-// Included by exactly one translation unit per instruction set, each compiled with its own -m flags. Everything is in
-// an unnamed namespace, and no standard-library template is used: a function that two such units shared would be kept
-// once by the linker, and an AVX512 copy might be the one a CPU without AVX512 runs.
+// Included by exactly one translation unit per instruction set, each compiled with its own -m
+// flags. Everything is in an unnamed namespace, and no standard-library template is used: a
+// function that two such units shared would be kept once by the linker, and an AVX512 copy might be
+// the one a CPU without AVX512 runs.
 #pragma once
 
 #include <cstdint>
@@ -19,11 +21,12 @@ template <int kWidth, int kRows, int kVectors>
 struct Int8GemmTile {
   typedef float Floats __attribute__((vector_size(4 * kWidth)));
   static constexpr int kCols = kWidth * kVectors;
-  static_assert(kCols <= kMaxPanelCols && kCols % kPackCols == 0, "a panel is packed 16 columns at a time");
+  static_assert(kCols <= kMaxPanelCols && kCols % kPackCols == 0,
+                "a panel is packed 16 columns at a time");
 
   // Where the results of a tile go, and what happens to them on the way.
   struct Output {
-    float* c;            // (rows, stride)
+    float* c;  // (rows, stride)
     int64_t stride;
     bool accumulate;     // add to what c holds
     bool finish;         // the last slice of depth: apply scale and bias
@@ -39,7 +42,8 @@ struct Int8GemmTile {
 
   static void store(float* p, Floats v) { std::memcpy(p, &v, sizeof(v)); }
 
-  // c (kTileRows, kCols) from a (kTileRows, kPackedStride) and b (depth, kCols); sums stay in registers.
+  // c (kTileRows, kCols) from a (kTileRows, kPackedStride) and b (depth, kCols); sums stay in
+  // registers.
   template <int kTileRows>
   static void tile(const float* a, const float* b, int64_t depth, const Output& out) {
     Floats sum[kTileRows][kVectors] = {};
@@ -81,7 +85,8 @@ struct Int8GemmTile {
     }
   }
 
-  static void rows_of_tiles(const float* a, const float* b, int64_t rows, int64_t depth, Output out) {
+  static void rows_of_tiles(const float* a, const float* b, int64_t rows, int64_t depth,
+                            Output out) {
     int64_t i = 0;
     for (; i + kRows <= rows; i += kRows, out.c += kRows * out.stride) {
       tile<kRows>(a + i * kPackedStride, b, depth, out);
@@ -90,7 +95,8 @@ struct Int8GemmTile {
   }
 
   // One panel of b against every row of the packed a; `cols` of the panel's columns exist in c.
-  static void panel(const float* a, const float* b, int64_t rows, int64_t cols, int64_t depth, const Output& out) {
+  static void panel(const float* a, const float* b, int64_t rows, int64_t cols, int64_t depth,
+                    const Output& out) {
     if (cols == kCols) return rows_of_tiles(a, b, rows, depth, out);
     // A tile writes whole vectors, so the last columns go through a tile of their own.
     float whole[kRows * kCols] = {};
@@ -101,14 +107,17 @@ struct Int8GemmTile {
     for (int64_t i = 0; i < rows; i += kRows) {
       const int64_t count = rows - i < kRows ? rows - i : kRows;
       float* c = out.c + i * out.stride;
-      for (int64_t r = 0; out.accumulate && r < count; ++r) std::memcpy(whole + r * kCols, c + r * out.stride, bytes);
+      for (int64_t r = 0; out.accumulate && r < count; ++r)
+        std::memcpy(whole + r * kCols, c + r * out.stride, bytes);
       rows_of_tiles(a + i * kPackedStride, b, count, depth, into);
       for (int64_t r = 0; r < count; ++r) std::memcpy(c + r * out.stride, whole + r * kCols, bytes);
     }
   }
 
-  // Scale and bias of the columns [col, col + cols). Backward and per-group forward have the scale in b already.
-  static void load_epilogue(const Int8Gemm& gemm, int64_t col, int64_t cols, float* scale, float* bias) {
+  // Scale and bias of the columns [col, col + cols). Backward and per-group forward have the scale
+  // in b already.
+  static void load_epilogue(const Int8Gemm& gemm, int64_t col, int64_t cols, float* scale,
+                            float* bias) {
     const bool scaled = gemm.direction == Direction::kForward && gemm.weight.groups == 1;
     for (int64_t j = 0; j < kCols; ++j) {
       scale[j] = scaled && j < cols ? gemm.weight.scale[col + j] : 1.0f;
@@ -121,7 +130,8 @@ struct Int8GemmTile {
     float* b = a + kScratchA;
     const bool direct = gemm.dtype == DType::kFloat32;
     const int64_t stride = direct ? gemm.cols : block.cols;
-    float* c = direct ? static_cast<float*>(gemm.c) + block.row * gemm.cols + block.col : b + kScratchB;
+    float* c =
+        direct ? static_cast<float*>(gemm.c) + block.row * gemm.cols + block.col : b + kScratchB;
     // Slices of equal depth: 384 as 2 x 192, not 256 + 128.
     const int64_t slices = (gemm.depth + kMaxDepth - 1) / kMaxDepth;
     for (int64_t slice = 0; slice < slices; ++slice) {
@@ -134,7 +144,8 @@ struct Int8GemmTile {
         float bias[kCols];
         load_epilogue(gemm, block.col + j, cols, scale, bias);
         pack_panel<kCols>(gemm, k, depth, block.col + j, cols, b);
-        panel(a, b, block.rows, cols, depth, {c + j, stride, slice > 0, slice + 1 == slices, scale, bias});
+        panel(a, b, block.rows, cols, depth,
+              {c + j, stride, slice > 0, slice + 1 == slices, scale, bias});
       }
     }
     if (!direct) store_bfloat16(gemm, block, c);

@@ -1,4 +1,5 @@
-// Splits an int8 linear layer into blocks and hands them to the kernel of the chosen instruction set.
+// Splits an int8 linear layer into blocks and hands them to the kernel of the chosen instruction
+// set.
 #include "ftrt/int8_linear.h"
 
 #include <algorithm>
@@ -32,7 +33,8 @@ struct Free {
   void operator()(float* p) const { std::free(p); }
 };
 
-// The calling thread's scratch for `count` workers, kept between calls: fresh pages cost more than the packing.
+// The calling thread's scratch for `count` workers, kept between calls: fresh pages cost more than
+// the packing.
 float* scratch_for(int64_t count) {
   thread_local std::unique_ptr<float[], Free> memory;
   thread_local int64_t held = 0;
@@ -65,8 +67,8 @@ struct Schedule {
   std::atomic<int64_t> next{0};
 };
 
-// Blocks small enough that every thread gets some. Columns are cut first: that repeats only the copy of a, while
-// cutting rows repeats the int8 conversion of b.
+// Blocks small enough that every thread gets some. Columns are cut first: that repeats only the
+// copy of a, while cutting rows repeats the int8 conversion of b.
 void plan(Schedule& schedule, int64_t threads) {
   const cpu::Int8Gemm& gemm = *schedule.gemm;
   const cpu::Int8GemmKernel& kernel = *schedule.kernel;
@@ -114,16 +116,17 @@ void run(const cpu::Int8Gemm& gemm, const Threads& threads) {
 
 }  // namespace
 
-void int8_linear(const void* x, int64_t rows, int64_t x_stride, DType dtype, const Int8Weight& weight,
-                 const float* bias, void* y, const Threads& threads) {
-  run({x, y, bias, weight, dtype, cpu::Direction::kForward, rows, weight.in_features, weight.out_features, x_stride},
+void int8_linear(const void* x, int64_t rows, int64_t x_stride, DType dtype,
+                 const Int8Weight& weight, const float* bias, void* y, const Threads& threads) {
+  run({x, y, bias, weight, dtype, cpu::Direction::kForward, rows, weight.in_features,
+       weight.out_features, x_stride},
       threads);
 }
 
-void int8_linear_dx(const void* dy, int64_t rows, int64_t dy_stride, DType dtype, const Int8Weight& weight, void* dx,
-                    const Threads& threads) {
-  run({dy, dx, nullptr, weight, dtype, cpu::Direction::kBackward, rows, weight.out_features, weight.in_features,
-       dy_stride},
+void int8_linear_dx(const void* dy, int64_t rows, int64_t dy_stride, DType dtype,
+                    const Int8Weight& weight, void* dx, const Threads& threads) {
+  run({dy, dx, nullptr, weight, dtype, cpu::Direction::kBackward, rows, weight.out_features,
+       weight.in_features, dy_stride},
       threads);
 }
 

@@ -1,5 +1,5 @@
-// Moving operands into the layouts of int8_gemm_kernel.h. Same rule: one including unit per instruction set, internal
-// linkage only, plain loops of fixed length that the compiler vectorises for the unit's -m flags.
+// Moving operands into the layouts of int8_gemm_kernel.h. The same rules: included once per
+// instruction set, internal linkage only, no standard-library templates.
 #pragma once
 
 #include <cstdint>
@@ -23,61 +23,58 @@ typedef float Floats16 __attribute__((vector_size(64)));
 #define FTRT_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (Bytes){__VA_ARGS__})
 #endif
 
-inline Bytes interleave_low(Bytes a, Bytes b) {
+inline Bytes interleave_low(const Bytes& a, const Bytes& b) {
   return FTRT_SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
 }
 
-inline Bytes interleave_high(Bytes a, Bytes b) {
+inline Bytes interleave_high(const Bytes& a, const Bytes& b) {
   return FTRT_SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
 }
 
 #undef FTRT_SHUFFLE
 
-// out[j] = in[j] · scale[j] over 16 columns. The step through 16 bits is what GCC turns into vector instructions; it
-// takes int8 to int32 in one step element by element.
+// out[j] = in[j] · scale[j] over 16 columns. The step through 16 bits is what GCC turns into vector
+// instructions; it takes int8 to int32 in one step element by element.
 inline void widen(const Bytes& in, const Floats16& scale, float* out) {
   const Ints wide = __builtin_convertvector(__builtin_convertvector(in, Words), Ints);
   const Floats16 value = __builtin_convertvector(wide, Floats16) * scale;
   std::memcpy(out, &value, sizeof(value));
 }
 
-// 16 x 16 bytes, rows `stride` apart, transposed to in_columns[k][n]. Four perfect shuffles of the rows: bit i of the
-// row number moves into the column number at shuffle i.
-inline void transpose(const Bytes* in, Bytes* out) {
-  Bytes even[16];
-  Bytes odd[16];
+// Perfect shuffle of 16 rows: row i + 8 is interleaved with row i, byte by byte.
+inline void interleave_rows(const Bytes* in, Bytes* out) {
 #pragma GCC unroll 8
   for (int i = 0; i < 8; ++i) {
-    even[2 * i] = interleave_low(in[i], in[i + 8]);
-    even[2 * i + 1] = interleave_high(in[i], in[i + 8]);
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {
-    odd[2 * i] = interleave_low(even[i], even[i + 8]);
-    odd[2 * i + 1] = interleave_high(even[i], even[i + 8]);
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {
-    even[2 * i] = interleave_low(odd[i], odd[i + 8]);
-    even[2 * i + 1] = interleave_high(odd[i], odd[i + 8]);
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {
-    out[2 * i] = interleave_low(even[i], even[i + 8]);
-    out[2 * i + 1] = interleave_high(even[i], even[i + 8]);
+    out[2 * i] = interleave_low(in[i], in[i + 8]);
+    out[2 * i + 1] = interleave_high(in[i], in[i + 8]);
   }
 }
 
-// out = the scale of 16 rows n of W in one group. (By reference: passing vectors by value depends on the -m flags.)
-inline void load_scales(const Int8Weight& weight, int64_t n0, int64_t cols, int64_t group, Floats16& out) {
+// columns[k][n] = rows[n][k], 16 x 16 bytes. Each shuffle moves one of the four bits of the row
+// number into the column number.
+inline void transpose(const Bytes* rows, Bytes* columns) {
+  Bytes even[16];
+  Bytes odd[16];
+  interleave_rows(rows, even);
+  interleave_rows(even, odd);
+  interleave_rows(odd, even);
+  interleave_rows(even, columns);
+}
+
+// out = the scales of 16 rows n of W in one group. By reference: how a vector is passed by value
+// depends on the -m flags.
+inline void load_scales(const Int8Weight& weight, int64_t n0, int64_t cols, int64_t group,
+                        Floats16& out) {
   out = Floats16{};
   for (int64_t j = 0; j < cols; ++j) out[j] = weight.scale[(n0 + j) * weight.groups + group];
 }
 
-// b[k, n] = W[n, k] (· scale, if per group) for 16 columns n, of which `cols` exist; the others become 0.
+// b[k, n] = W[n, k] (· scale, if per group) for 16 columns n, of which `cols` exist; the others
+// become 0.
 //   b: 16 columns of a panel (depth, kCols).
 template <int kCols>
-void pack_forward(const Int8Weight& weight, int64_t k0, int64_t depth, int64_t n0, int64_t cols, float* b) {
+void pack_forward(const Int8Weight& weight, int64_t k0, int64_t depth, int64_t n0, int64_t cols,
+                  float* b) {
   const int64_t group_size = weight.in_features / weight.groups;
   const int8_t* q = weight.q + n0 * weight.in_features + k0;
   Floats16 scale = Floats16{} + 1.0f;
@@ -110,10 +107,12 @@ void pack_forward(const Int8Weight& weight, int64_t k0, int64_t depth, int64_t n
   }
 }
 
-// b[n, k] = W[n, k] · scale for 16 columns k, of which `cols` exist, and rows n0.. of W, `depth` of them.
+// b[n, k] = W[n, k] · scale for 16 columns k, of which `cols` exist, and rows n0.. of W, `depth` of
+// them.
 //   b: 16 columns of a panel (depth, kCols).
 template <int kCols>
-void pack_backward(const Int8Weight& weight, int64_t n0, int64_t depth, int64_t k0, int64_t cols, float* b) {
+void pack_backward(const Int8Weight& weight, int64_t n0, int64_t depth, int64_t k0, int64_t cols,
+                   float* b) {
   const int64_t group_size = weight.in_features / weight.groups;
   const int8_t* q = weight.q + n0 * weight.in_features + k0;
   const float* scales = weight.scale + n0 * weight.groups;
@@ -137,9 +136,11 @@ void pack_backward(const Int8Weight& weight, int64_t n0, int64_t depth, int64_t 
   }
 }
 
-// The panel b (depth, kCols) of columns [col, col + cols), rows [k, k + depth), as float32; missing columns are 0.
+// The panel b (depth, kCols) of columns [col, col + cols), rows [k, k + depth), as float32; missing
+// columns are 0.
 template <int kCols>
-void pack_panel(const Int8Gemm& gemm, int64_t k, int64_t depth, int64_t col, int64_t cols, float* b) {
+void pack_panel(const Int8Gemm& gemm, int64_t k, int64_t depth, int64_t col, int64_t cols,
+                float* b) {
   for (int64_t j = 0; j < kCols; j += kPackCols) {
     const int64_t left = cols - j;
     const int64_t here = left < 0 ? 0 : (left < kPackCols ? left : kPackCols);
@@ -152,11 +153,13 @@ void pack_panel(const Int8Gemm& gemm, int64_t k, int64_t depth, int64_t col, int
 }
 
 // Rows of the block of `a`, columns [k, k + depth), as float32 at stride kPackedStride.
-inline void pack_rows(const Int8Gemm& gemm, const Block& block, int64_t k, int64_t depth, float* out) {
+inline void pack_rows(const Int8Gemm& gemm, const Block& block, int64_t k, int64_t depth,
+                      float* out) {
   for (int64_t i = 0; i < block.rows; ++i, out += kPackedStride) {
     const int64_t offset = (block.row + i) * gemm.a_stride + k;
     if (gemm.dtype == DType::kFloat32) {
-      std::memcpy(out, static_cast<const float*>(gemm.a) + offset, static_cast<size_t>(depth) * sizeof(float));
+      std::memcpy(out, static_cast<const float*>(gemm.a) + offset,
+                  static_cast<size_t>(depth) * sizeof(float));
       continue;
     }
     const uint16_t* in = static_cast<const uint16_t*>(gemm.a) + offset;
@@ -174,7 +177,8 @@ inline void store_bfloat16(const Int8Gemm& gemm, const Block& block, const float
     for (int64_t j = 0; j < block.cols; ++j) {
       uint32_t bits;
       std::memcpy(&bits, c + j, sizeof(bits));
-      // Rounding must not carry a NaN's mantissa into infinity: NaNs are truncated with the quiet bit set.
+      // Rounding must not carry a NaN's mantissa into infinity: NaNs are truncated with the quiet
+      // bit set.
       const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
       const uint32_t quiet = (bits >> 16) | 0x40u;
       out[j] = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);

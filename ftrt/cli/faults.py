@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import typer
 
 from ftrt.cli.output import console, print_json
-from ftrt.errors import CheckpointError, FtrtError, UsageError, one_line
+from ftrt.errors import CheckpointError, FtrtError, PluginError, UsageError, one_line
+from ftrt.manifest import discover
+from ftrt.plugin_faults import runtime_fault
 
 # BadParameter's parent is the UsageError of click, or of the copy of click that newer typers carry.
 TyperUsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -57,6 +59,9 @@ def explain(error: BaseException) -> Fault:
         return Fault("CheckpointError", disk, CheckpointError.exit_code)
     if _is_out_of_memory(error):
         return Fault("OutOfMemory", f"memory is used up: {one_line(error)}. {LESS_MEMORY}", 1)
+    plugin = runtime_fault(error, discover().offers)
+    if plugin is not None:
+        return Fault("PluginError", plugin, PluginError.exit_code)
     return Fault(type(error).__name__, f"{one_line(error)}: {BUG}", 1)
 
 

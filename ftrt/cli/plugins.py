@@ -16,6 +16,8 @@ from ftrt.manifest import Manifest, Offer, discover
 
 app = typer.Typer()
 
+MARKS = {True: ("ok  ", "green"), False: ("FAIL", "bold red"), None: ("skip", "yellow")}
+
 KindOption = Annotated[
     str | None,
     typer.Option("--kind", metavar="KIND", help=f"One of {', '.join(KINDS)}."),
@@ -84,19 +86,32 @@ def check(
             show_default=False,
         ),
     ],
+    rows: Annotated[
+        Path | None,
+        typer.Option(help="Rows to try heads with: a data file.", show_default=False),
+    ] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME.KEY=VALUE",
+            help="An option to try the class NAME with: --set shiny.rank=4. May be repeated.",
+        ),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Check a plugin module: hook version, hooks, contracts, and ftrt's conformance kit.
 
-    Each method, head and loss the module registers is trained, saved and reloaded on toy models by
-    `ftrt.testing`. Exit code 6 if anything fails.
+    Each method, head and loss the module registers is tried on toy models by `ftrt.testing`. Exit
+    code 6 if anything fails.
 
-      ftrt plugins check ftrt_example.example
+      ftrt plugins check ftrt_example.example --set example.rank=4
     """
-    from ftrt.cli.inspection import check_module
+    from ftrt.cli.conformance import CheckOptions, check_module
+    from ftrt.recipe import override
 
-    results = check_module(module)
-    passed = all(result["ok"] for result in results)
+    results = check_module(module, CheckOptions(override({}, options or []), rows))
+    passed = all(result["ok"] is not False for result in results)
     answer = {"module": module, "passed": passed, "results": results}
     emit(answer, as_json=as_json, render=_show_check)
     if not passed:
@@ -194,7 +209,7 @@ def _show_info(answer: Mapping[str, Any]) -> None:
 def _show_check(answer: Mapping[str, Any]) -> None:
     screen = console()
     for result in answer["results"]:
-        mark, style = ("ok  ", "green") if result["ok"] else ("FAIL", "bold red")
+        mark, style = MARKS[result["ok"]]
         screen.print(mark, style=style, end=" ")
         screen.print(f"{result['subject']}: {result['check']}", end="")
         screen.print(f": {result['message']}" if result["message"] else "")

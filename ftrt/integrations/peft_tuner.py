@@ -24,10 +24,11 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from ftrt.api import LinearMethod
-from ftrt.errors import PluginError, UnsupportedError
+from ftrt.errors import PluginError, UnsupportedError, suggest
 from ftrt.integrations.peft_layer import CONTAINER, FtrtLayer
 from ftrt.integrations.peft_targets import ALL_LINEAR, peft_targets, resolve_targets
 from ftrt.nn import is_linear
+from ftrt.plugins import PluginManager
 from ftrt.recipe import PluginSection
 from ftrt.registry import Registry
 
@@ -84,17 +85,16 @@ class FtrtConfig(PeftConfig):  # type: ignore[misc]
         return self._method
 
     def _look_up(self) -> LinearMethod:
-        try:
-            found = Registry().method(PluginSection(name=self.method, **self.options))
-        except PluginError as error:
-            if self.plugin is None or "no installed plugin offers it" not in str(error):
-                raise
-            distribution = self.plugin.partition(" ")[0]
+        manager = PluginManager()
+        known = {offer.name for offer in manager.manifest.offers if offer.kind == "method"}
+        if self.method not in known:
+            fix = suggest(self.method, known)
+            if self.plugin is not None:
+                fix = f"; it was {self.plugin}: pip install {self.plugin.partition(' ')[0]}"
             raise PluginError(
-                f"method {self.method!r}: this adapter needs the plugin {self.plugin}, which is"
-                " not installed;"
-                f" pip install {distribution}"
-            ) from None
+                f"method {self.method!r}: the adapter's plugin must be installed; none offers it{fix}"
+            )
+        found = Registry(manager).method(PluginSection(name=self.method, **self.options))
         if not isinstance(found, LinearMethod):
             raise PluginError(
                 f"method {self.method!r}: this adapter needs a LinearMethod of that name; the"

@@ -13,7 +13,9 @@ __all__ = [
 ]
 
 import contextlib
+import importlib.util
 import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from ftrt.data.assets import ASSETS, asset_name, converted_dir, is_asset, resolve
+from ftrt.data.cache import build_once
 from ftrt.errors import CheckpointError, ConfigError, DataError, UnsupportedError, suggest
 
 logger = logging.getLogger(__name__)
@@ -37,7 +40,10 @@ def quiet() -> Iterator[None]:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            # deprecations inside transformers and peft are theirs to mend, not the user's
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         transformers_logging.set_verbosity(verbosity)
         transformers_logging.enable_progress_bar()
@@ -58,6 +64,8 @@ def load_model(
         CheckpointError: the folder is missing, incomplete or corrupt, or holds a model of another task.
     """
     folder = model_folder(path)
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(_not_a_model(folder))
     loader = getattr(transformers, auto_class)
     try:
         with quiet():
@@ -99,7 +107,7 @@ def model_folder(path: str) -> Path:
     """The local folder of a model path or asset, converted from GGUF where the asset ships that.
 
     Raises:
-        CheckpointError: no such folder, or it has no config.json.
+        CheckpointError: no such folder.
         DataError: the asset cannot be fetched.
     """
     if is_asset(path):
@@ -115,25 +123,40 @@ def model_folder(path: str) -> Path:
             f"{path}: model path must be a folder or asset:NAME (nothing is fetched from a hub); it does not exist"
             f"{near if 'did you mean' in near else ''}"
         )
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{path}: a model folder must hold config.json; it does not")
     return folder
+
+
+def _not_a_model(folder: Path) -> str:
+    if (folder / "adapter_config.json").is_file():
+        return (
+            f"{folder}: model path must hold a whole model; it holds an adapter;"
+            f" `ftrt merge {folder} OUT` makes a model of it"
+        )
+    return f"{folder}: a model folder must hold config.json; it does not"
 
 
 def _converted(path: str) -> Path:
     """Turn a GGUF asset into an ordinary model folder, once."""
     source = resolve(path)
     target = converted_dir(asset_name(path))
-    if (target / "config.json").is_file():
-        return target
-    try:
-        import gguf  # noqa: F401
-    except ImportError:
-        raise DataError(f"{path}: reading GGUF needs the package gguf; pip install 'ftrt[gguf]'") from None
-    logger.warning("converting %s to a model folder, once: %s", path, target)
-    building = target.with_name(f".{target.name}.building")
+
+    def fill(folder: Path) -> None:
+        logger.info("converting %s to a model folder, once (about a minute)", path)
+        _convert_gguf(source, folder)
+
+    build_once(target, fill, is_complete=lambda folder: (folder / "config.json").is_file())
+    return target
+
+
+def _convert_gguf(source: Path, folder: Path) -> None:
+    if importlib.util.find_spec("gguf") is None:
+        raise DataError(
+            f"{source.name}: reading GGUF needs the package gguf; pip install 'ftrt[gguf]'"
+        )
     with quiet():
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            source.parent, gguf_file=source.name
+        )
         model = transformers.AutoModelForCausalLM.from_pretrained(
             source.parent,
             gguf_file=source.name,
@@ -141,10 +164,8 @@ def _converted(path: str) -> Path:
             # without this the config keeps quant_method: gguf and cannot be saved
             quantization_config=transformers.GgufConfig(dequantize=True),
         )
-        model.to(torch.bfloat16).save_pretrained(building)
-        tokenizer.save_pretrained(building)
-    building.replace(target)
-    return target
+        tokenizer.save_pretrained(folder)
+        model.to(torch.bfloat16).save_pretrained(folder)
 
 
 def keep_layers(model: PreTrainedModel, layers: Sequence[int]) -> None:

@@ -20,10 +20,12 @@ from typing import Any
 import torch
 import transformers
 from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from ftrt.api import Head
+from ftrt.checkpoint import is_disk_full
 from ftrt.errors import CheckpointError, ConfigError, suggest
 from ftrt.integrations.transformers import first_line, quiet
 
@@ -195,8 +197,18 @@ def run_trainer(trainer: Trainer, resume_from: Path | None) -> TrainOutcome:
     if resume_from is not None:
         state = transformers.TrainerState.load_from_json(str(resume_from / "trainer_state.json"))
         seen = int(state.num_input_tokens_seen)
-    with quiet():
-        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    output = Path(str(trainer.args.output_dir))
+    try:
+        with quiet():
+            trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    # torch and safetensors write through C++ and Rust and name a full disk each in their own way
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not is_disk_full(error, output):
+            raise
+        raise CheckpointError(
+            f"{output}: no space is left for a checkpoint at step {trainer.state.global_step}; earlier checkpoints"
+            " are intact. Free some space and run the same command with --resume"
+        ) from error
     return TrainOutcome(tokens=int(trainer.state.num_input_tokens_seen) - seen)
 
 

@@ -13,8 +13,7 @@ from ftrt.quantization.output_head import output_head_names
 
 
 def is_linear(module: nn.Module) -> TypeGuard[nn.Linear | Int8Linear]:
-    """Whether `module` is exactly an `nn.Linear` or an `Int8Linear`; subclasses compute
-    otherwise."""
+    """Whether `module` is exactly an `nn.Linear` or an `Int8Linear`; a subclass is neither."""
     return type(module) in (nn.Linear, Int8Linear)
 
 

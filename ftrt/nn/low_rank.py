@@ -37,7 +37,7 @@ def lora_forward(base: nn.Module, x: Tensor, a: Tensor, b: Tensor, scaling: floa
     if is_linear(base):
         if x.shape[-1] != base.in_features or b.shape[0] != base.out_features:
             raise _shape_error(x, a, b, base.out_features)
-        rows = base(x.reshape(-1, base.in_features))
+        rows: Tensor = base(x.reshape(-1, base.in_features))
     else:
         y = base(x)
         if y.shape != (*x.shape[:-1], b.shape[0]):

@@ -22,8 +22,7 @@ def fail(op: str, rule: str, got: str) -> NoReturn:
 
 
 def check_weight(op: str, qweight: Tensor, scale: Tensor) -> None:
-    """qweight is (out_features, in_features) int8, scale (out_features, groups) float32, groups
-    divide."""
+    """qweight is (out_features, in_features) int8, scale (out_features, groups) float32."""
     got = f"{describe('qweight', qweight)}, {describe('scale', scale)}"
     if qweight.dim() != 2 or qweight.dtype != torch.int8 or not qweight.is_contiguous():
         fail(op, "qweight must be (out_features, in_features) int8, contiguous", got)

@@ -22,8 +22,8 @@ from ftrt.errors import ConfigError
 OPS = ("int8_linear", "int8_linear_dx")
 
 _REBUILD = (
-    "with a C++ compiler (g++ or clang++) on PATH, in the source tree: FTRT_BUILD=1 pip install --no-build-isolation"
-    " --force-reinstall --no-deps ."
+    "with a C++ compiler (g++ or clang++) on PATH, in the source tree: FTRT_BUILD=1 pip install"
+    " --no-build-isolation --force-reinstall --no-deps ."
 )
 
 logger = logging.getLogger(__name__)

@@ -1,8 +1,7 @@
-"""The ops `ftrt::int8_linear` and `ftrt::int8_linear_dx`, its gradient: a linear layer with frozen
-int8 weights.
+"""A linear layer with frozen int8 weights, `ftrt::int8_linear`, and its gradient for x.
 
-Source: LLM.int8's row-wise weight format, Dettmers et al. 2022, https://arxiv.org/abs/2208.07339,
-    section 2.1.
+Source: LLM.int8's row-wise weight format, Dettmers et al. 2022, section 2.1,
+https://arxiv.org/abs/2208.07339.
 """
 
 __all__ = ["dequantize_weight", "int8_linear", "int8_linear_dx"]
@@ -12,11 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ftrt.ops import extension as _extension  # noqa: F401  (its kernels belong to the ops defined
-here)
 from ftrt.ops.checks import check_bias, check_features, check_weight, fail
 
-_LIBRARY = torch.library.Library("ftrt", "FRAGMENT")
+_LIBRARY: Any = torch.library.Library("ftrt", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define("int8_linear(Tensor x, Tensor qweight, Tensor scale, Tensor? bias) -> Tensor")
 _LIBRARY.define("int8_linear_dx(Tensor grad, Tensor qweight, Tensor scale) -> Tensor")
 
@@ -47,8 +44,9 @@ def int8_linear(x: Tensor, qweight: Tensor, scale: Tensor, bias: Tensor | None =
 
 
 def int8_linear_dx(grad: Tensor, qweight: Tensor, scale: Tensor) -> Tensor:
-    """dX = grad dequantize(qweight, scale), the gradient of `int8_linear` for x; differentiable in
-    grad.
+    """dX = grad dequantize(qweight, scale), what `int8_linear` sends back to x.
+
+    Differentiable in grad.
 
     Args:
         grad: (..., out_features), dtypes as for x of `int8_linear`.
@@ -65,8 +63,7 @@ def int8_linear_dx(grad: Tensor, qweight: Tensor, scale: Tensor) -> Tensor:
 
 
 def dequantize_weight(qweight: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """weight[n, k] = qweight[n, k] · scale[n, k // group_size], computed in float32 or wider, then
-    cast.
+    """weight[n, k] = qweight[n, k] · scale[n, k // group_size], in float32 or wider, then cast.
 
     Args:
         qweight: (out_features, in_features) int8.
@@ -77,8 +74,9 @@ def dequantize_weight(qweight: Tensor, scale: Tensor, dtype: torch.dtype = torch
         (out_features, in_features).
     """
     wide = torch.promote_types(dtype, torch.float32)
-    groups = qweight.to(wide).unflatten(1, (scale.shape[1], -1))
-    return groups.mul_(scale.to(wide).unsqueeze(2)).flatten(1).to(dtype)
+    groups = (scale.shape[0], scale.shape[1], qweight.shape[1] // scale.shape[1])
+    weight = qweight.to(wide).reshape(groups).mul_(scale.to(wide).unsqueeze(2))
+    return weight.reshape(qweight.shape).to(dtype)
 
 
 def _check_forward(x: Tensor, qweight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
@@ -106,13 +104,11 @@ def _backward_reference(grad: Tensor, qweight: Tensor, scale: Tensor) -> Tensor:
     return grad.matmul(dequantize_weight(qweight, scale, grad.dtype))
 
 
-@torch.library.register_fake(_FORWARD, lib=_LIBRARY)
 def _forward_fake(x: Tensor, qweight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     _check_forward(x, qweight, scale, bias)
     return x.new_empty((*x.shape[:-1], qweight.shape[0]))
 
 
-@torch.library.register_fake(_BACKWARD, lib=_LIBRARY)
 def _backward_fake(grad: Tensor, qweight: Tensor, scale: Tensor) -> Tensor:
     _check_backward(grad, qweight, scale)
     return grad.new_empty((*grad.shape[:-1], qweight.shape[1]))
@@ -148,6 +144,8 @@ def _backward_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     return int8_linear(grad, qweight, scale), None, None
 
 
+torch.library.register_fake(_FORWARD, _forward_fake, lib=_LIBRARY)
+torch.library.register_fake(_BACKWARD, _backward_fake, lib=_LIBRARY)
 torch.library.register_autograd(
     _FORWARD, _forward_backward, setup_context=_setup_forward, lib=_LIBRARY
 )

@@ -1,5 +1,4 @@
-"""int8 weights: how scales are chosen, the layer that holds them, and converting a model to and
-fro."""
+"""int8 weights: how scales are chosen, the layer that holds them, converting a model and back."""
 
 __all__ = [
     "Granularity",

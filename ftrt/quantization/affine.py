@@ -44,12 +44,14 @@ def choose_qparams(
         raise ConfigError(
             f"{where}: {error}; choose another group_size, or skip the layer"
         ) from None
-    absmax = weight.detach().unflatten(1, (groups, -1)).abs().amax(2).float()
+    out_features, in_features = weight.shape
+    rows = weight.detach().reshape(out_features, groups, in_features // groups)
+    absmax = rows.abs().amax(2).float()
     if not torch.isfinite(absmax).all():
         bad = int((~torch.isfinite(weight)).sum())
         raise ConfigError(
             f"{where}: weight must be finite to be quantized; got {bad} NaN or infinite of"
-            f" {weight.numel()}. The checkpoint is damaged, or training diverged before it was saved"
+            f" {weight.numel()}. The checkpoint is damaged, or its training diverged"
         )
     scale = absmax / QMAX
     # Also where max |weight| / 127 is less than the smallest float32: such weights round to 0.
@@ -66,8 +68,10 @@ def quantize(weight: Tensor, scale: Tensor) -> Tensor:
     Returns:
         (out_features, in_features) int8.
     """
-    groups = weight.detach().float().unflatten(1, (scale.shape[1], -1))
-    return (groups / scale.unsqueeze(2)).round_().clamp_(-QMAX, QMAX).flatten(1).to(torch.int8)
+    (out_features, in_features), groups = weight.shape, scale.shape[1]
+    rows = weight.detach().float().reshape(out_features, groups, in_features // groups)
+    levels = (rows / scale.unsqueeze(2)).round_().clamp_(-QMAX, QMAX)
+    return levels.to(torch.int8).reshape(weight.shape)
 
 
 def dequantize(qweight: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -155,7 +155,7 @@ class Int8Linear(nn.Module):
         # `model.to(bfloat16)` casts every float buffer; a scale rounded to 8 bits would be off by
         # up to 0.4 %, so the values from before are kept and only moved.
         before = {name: self._buffers[name] for name in _FIXED_DTYPES}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, dtype in _FIXED_DTYPES.items():
             old, new = before[name], self._buffers[name]
             if old is not None and new is not None and new.dtype != dtype:

@@ -229,4 +229,5 @@ def _attach_losses(model: nn.Module, parts: Parts) -> LossHandle | None:
         if signal is not None:
             signal.bind(parts.head, model)
         terms.append(WeightedTerm(section.name, term, section.weight, section.schedule, signal))
-    return attach_losses(model, terms, head=parts.head) if terms else None
+    # without terms too: a classifier's own loss is rescaled under gradient accumulation
+    return attach_losses(model, terms, head=parts.head)

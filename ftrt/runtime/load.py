@@ -110,7 +110,8 @@ def load_model(path: str, *, head: Head | None = None, dtype: str = "float32") -
 
     Args:
         path: where it is.
-        head: chooses the Auto class and its options; not used for a run folder, which knows its own.
+        head: chooses the Auto class, and nothing else: the model keeps its own labels. Not used for
+            a run folder, which knows its own.
         dtype: dtype of the float weights.
     """
     if not path.startswith("asset:") and (Path(path).expanduser() / checkpoint.RUN_INFO).is_file():
@@ -118,8 +119,7 @@ def load_model(path: str, *, head: Head | None = None, dtype: str = "float32") -
         return run.model, run.tokenizer
     tokenizer = bridge.load_tokenizer(path)
     auto_class = head.auto_class if head is not None else "AutoModel"
-    options = head.model_options() if head is not None else {}
-    model = bridge.load_model(path, auto_class, dtype=dtype, options=options)
+    model = bridge.load_model(path, auto_class, dtype=dtype)
     return model.eval(), tokenizer
 
 
@@ -168,8 +168,14 @@ def predict_run(
         rows = [{column: row} for row in rows]
     if isinstance(rows, (str, Path)):
         section = run.recipe.data
+        registry = Registry()
         rows = read_prediction_rows(
-            Path(rows), columns=run.head.columns, mapping=section.columns, on_bad_row=section.on_bad_row
+            rows,
+            columns=run.head.columns,
+            optional=run.head.optional_columns,
+            mapping=section.columns,
+            transforms=[registry.transform(item) for item in section.transforms],
+            on_bad_row=section.on_bad_row,
         )
     answers: list[dict[str, Any]] = []
     for start in range(0, len(rows), batch_size):

@@ -15,8 +15,8 @@ _ROUNDINGS = 4
 def tolerance(dtype: torch.dtype, k: int = 1) -> tuple[float, float]:
     """(rtol, atol) for a sum of `k` products in `dtype`: 4 · eps · √k.
 
-    Rounding errors of k terms add up like a random walk, hence √k. atol is for values of size 1;
-    scale the operands so, or pass the size of the terms through k.
+    Rounding errors of k terms add up like a random walk, hence √k. atol is for results of size 1;
+    multiply it by their typical size, as `assert_close` does.
 
     Args:
         dtype: floating point; of the less precise side.
@@ -28,10 +28,12 @@ def tolerance(dtype: torch.dtype, k: int = 1) -> tuple[float, float]:
 
 
 def assert_close(actual: Tensor, expected: Tensor, *, k: int = 1, what: str = "") -> None:
-    """Assert |actual - expected| <= atol + rtol · |expected| everywhere.
+    """Assert |actual - expected| <= atol · rms(expected) + rtol · |expected| everywhere.
 
-    The tolerance is that of the less precise of the two dtypes; NaNs never agree, equal infinities
-    do. `expected` may be float64 while `actual` is what is tested.
+    rtol and atol are `tolerance` of the less precise of the two dtypes, so `expected` may be float64
+    where `actual` is not. The root mean square stands for the size of the terms, which may cancel
+    in one place. It makes the bound independent of scale: where all of `expected` is 0, `actual`
+    must be. NaNs never agree, equal infinities do.
 
     Args:
         actual: any shape.
@@ -50,12 +52,12 @@ def assert_close(actual: Tensor, expected: Tensor, *, k: int = 1, what: str = ""
         )
     coarse = max(actual.dtype, expected.dtype, key=_eps)
     got, want = actual.detach().cpu().double(), expected.detach().cpu().double()
-    if _eps(coarse) == 0:
-        rtol = atol = 0.0
-    else:
-        rtol, atol = tolerance(coarse, k)
+    rtol, atol = tolerance(coarse, k) if coarse.is_floating_point else (0.0, 0.0)
+    finite = want[want.isfinite()]
+    atol *= finite.square().mean().sqrt().item() if finite.numel() else 0.0
     error = torch.where(got == want, 0.0, (got - want).abs())
-    bad = ~(error <= atol + rtol * want.abs())
+    close = (error <= atol + rtol * want.abs()) & want.isfinite()
+    bad = ~(close | (got == want))
     if not bad.any():
         return
     raise AssertionError(

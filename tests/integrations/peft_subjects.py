@@ -14,7 +14,7 @@ class ShiftConfig(PluginConfig):
 
 
 class ShiftAdapter(LinearAdapter):
-    """A low-rank update with a frozen parameter, a buffer and a nested module, to try every kind of state."""
+    """A low-rank update with every kind of state: frozen parameter, buffer, nested module."""
 
     def __init__(self, linear, size):
         super().__init__()

@@ -192,7 +192,8 @@ def test_misspelt_hook(plugin_folder):
     message = refused(plugin_folder, HEAD + "@hookimpl\ndef register_method():\n    return []\n")
 
     assert message == (
-        "plugin zz-one 1.0 (zz_one.core): SITE/zz_one/core.py:3: a function marked @hookimpl must be"
+        "plugin zz-one 1.0 (zz_one.core): SITE/zz_one/core.py:3: a function marked"
+        " @hookimpl must be"
         " named like a hook; got 'register_method'; did you mean 'register_methods'?"
     )
 

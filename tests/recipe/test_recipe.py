@@ -138,7 +138,8 @@ def test_a_byte_order_mark_is_no_key(read):
         ),
         (
             "quantization: {granularity: per_group}",
-            "r.yaml: quantization: group_size must be given with granularity: per_group, and only then",
+            "r.yaml: quantization: group_size must be given with granularity: per_group,"
+            " and only then",
         ),
         (
             "losses: [{name: a}, {name: a}]",
@@ -287,7 +288,8 @@ def test_set_makes_a_section_that_is_not_there():
         ("losses.-1.weight=1", "--set losses.-1.weight=1: losses has items 0..0; got '-1'"),
         ("losses.kl.weight=1", "--set losses.kl.weight=1: losses has items 0..0; got 'kl'"),
         ("seed.x=1", "--set seed.x=1: seed is a value and has no key 'x'"),
-        ("data.transforms.0=1", "--set data.transforms.0=1: data.transforms is an empty list; got '0'"),
+        ("data.transforms.0=1", "--set data.transforms.0=1: data.transforms is an empty"
+        " list; got '0'"),
         ("method.rnak={a", None),
         ("seed={a: 1, a: 2}", None),
         ("zzz=1", "recipe: unknown key 'zzz'; known: baseline, data, early_stopping, head, losses,"

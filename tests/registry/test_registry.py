@@ -17,7 +17,7 @@ from ftrt.registry import Registry, contract_fault, merge
 
 class Options(PluginConfig):
     rank: int = Field(8, ge=1)
-    targets: list[str] = []
+    targets: list[str] = Field([])
 
 
 class Lora(LinearMethod):
@@ -60,7 +60,8 @@ def test_a_section_becomes_an_object_with_its_options(registry_of):
         ({"targets": ["q", 3]}, "method 'lora': targets.1: must be a string; got 3"),
         (
             {"rank": -1, "targets": 1},
-            "method 'lora': rank: must be >= 1; got -1\nmethod 'lora': targets: must be a list; got 1",
+            "method 'lora': rank: must be >= 1; got -1\nmethod 'lora': targets: must be a"
+            " list; got 1",
         ),
     ],
 )
@@ -143,17 +144,20 @@ class Weighted(PluginConfig):
         (
             "method",
             subclass(Lora, Config=Loose),
-            "must have a Config with extra=\"forbid\", as ftrt.api.PluginConfig has it; got extra='allow'",
+            'must have a Config with extra="forbid", as ftrt.api.PluginConfig has it;'
+            " got extra='allow'",
         ),
         (
             "method",
             subclass(Lora, Config=Named),
-            "must not have Config fields that the recipe's section uses itself; got name; rename them",
+            "must not have Config fields that the recipe's section uses itself; got name;"
+            " rename them",
         ),
         (
             "loss",
             subclass(Term, Config=Weighted),
-            "must not have Config fields that the recipe's section uses itself; got schedule, weight;"
+            "must not have Config fields that the recipe's section uses itself; got"
+            " schedule, weight;"
             " rename them",
         ),
         ("method", subclass(Lora, Config=Weighted), None),
@@ -191,7 +195,8 @@ def test_a_constructor_that_raises_is_the_plugins_fault(registry_of):
         registry.method(PluginSection(name="x"))
 
     assert str(caught.value).startswith(
-        f"method 'x' of zz 1 (zz_registry_plugin): Made(config) must not raise; it raised KeyError: 'k'"
+        f"method 'x' of zz 1 (zz_registry_plugin): Made(config) must not raise; it raised"
+        " KeyError: 'k'"
         f" at {__file__}:"
     )
 
@@ -267,15 +272,18 @@ def test_a_named_recipe_expands_and_the_users_keys_win(registry_of):
     [
         (
             lambda config: [],
-            "recipe 'x' of zz 1 (zz_registry_plugin): expand() must return a dict of sections; got list",
+            "recipe 'x' of zz 1 (zz_registry_plugin): expand() must return a dict of"
+            " sections; got list",
         ),
         (
             lambda config: {"recipe": {"name": "y"}},
-            "recipe 'x' of zz 1 (zz_registry_plugin): expand() must not name a recipe again; got 'recipe'",
+            "recipe 'x' of zz 1 (zz_registry_plugin): expand() must not name a recipe"
+            " again; got 'recipe'",
         ),
         (
             lambda config: config.gone,
-            "recipe 'x' of zz 1 (zz_registry_plugin): expand() must not raise; it raised AttributeError",
+            "recipe 'x' of zz 1 (zz_registry_plugin): expand() must not raise; it raised"
+            " AttributeError",
         ),
     ],
 )

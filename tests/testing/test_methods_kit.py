@@ -18,7 +18,7 @@ class ShiftConfig(PluginConfig):
 
 
 class ShiftAdapter(LinearAdapter):
-    """y = base(x) + x Δᵀ with Δ (out_features, in_features) trained whole; the simplest right adapter."""
+    """y = base(x) + x Δᵀ with Δ (out_features, in_features) trained whole."""
 
     def __init__(self, linear):
         super().__init__()
@@ -176,7 +176,7 @@ def test_state_of_training_that_is_not_saved_is_caught():
         def on_step(self, model, step, total_steps):
             self.seen += 1
             with torch.no_grad():
-                for name, parameter in model.named_parameters():
+                for parameter in model.parameters():
                     if parameter.requires_grad:
                         parameter.mul_(1 + 0.5 * self.seen)
 

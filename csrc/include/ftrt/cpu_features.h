@@ -6,7 +6,8 @@
 
 namespace ftrt {
 
-// Instruction-set levels the CPU kernels are compiled for, worst first. Each has its own translation units.
+// Instruction-set levels the CPU kernels are compiled for, worst first. Each has its own
+// translation units.
 enum class Isa { kPortable = 0, kAvx2 = 1, kAvx512 = 2 };
 
 struct CpuFeatures {
@@ -32,7 +33,8 @@ std::vector<Isa> usable_isas();
 // The level every kernel runs at: the best usable one until set_isa() chose another.
 Isa chosen_isa();
 
-// Throws std::invalid_argument, with what is built and what the CPU has, unless `name` is usable here.
+// Throws std::invalid_argument, with what is built and what the CPU has, unless `name` is usable
+// here.
 void set_isa(const std::string& name);
 
 }  // namespace ftrt

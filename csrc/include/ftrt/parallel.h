@@ -8,10 +8,11 @@ namespace ftrt {
 // Work on items [begin, end); `context` is what was handed to ParallelFor.
 using ParallelBody = void (*)(int64_t begin, int64_t end, void* context);
 
-// Splits [begin, end) over the caller's threads, at least `grain` items each, and returns when all are done. It has
-// the signature of torch's stable-ABI `torch_parallel_for`: a second OpenMP runtime in the process would fight
-// torch's for the cores.
-using ParallelFor = void (*)(int64_t begin, int64_t end, int64_t grain, ParallelBody body, void* context);
+// Splits [begin, end) over the caller's threads, at least `grain` items each, and returns when all
+// are done. It has the signature of torch's stable-ABI `torch_parallel_for`: a second OpenMP
+// runtime in the process would fight torch's for the cores.
+using ParallelFor = void (*)(int64_t begin, int64_t end, int64_t grain, ParallelBody body,
+                             void* context);
 
 struct Threads {
   int64_t count = 1;

@@ -21,7 +21,7 @@ TURNS = [
 GENERATION = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}"
     "{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}{% else %}{{ m['content'] }}"
-    "<|im_end|>{% endif %}\n{% endfor %}"
+    "<|im_end|>{% endif %}{{ '\n' }}{% endfor %}"
 )
 
 
@@ -314,13 +314,14 @@ def test_predict_equals_greedy_decoding_of_each_row_alone(build, chatml, text_fo
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         answers = head.predict(model, chatml, rows, max_length=128)
+    stop_ids = end_of_turn_ids(chatml) if text_format == "chat" else [chatml.eos_token_id]
     for row, answer in zip(rows, answers, strict=True):
         ids = head.encode(row, chatml, 128, labelled=False).features["input_ids"]
         written = []
         for _ in range(6):
             with torch.no_grad():
                 token = int(model(torch.tensor([ids + written])).logits[0, -1].argmax())
-            if token in end_of_turn_ids(chatml):
+            if token in stop_ids:
                 break
             written.append(token)
         expected = chatml.decode(written, skip_special_tokens=True).strip()

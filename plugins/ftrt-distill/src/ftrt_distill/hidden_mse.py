@@ -53,7 +53,7 @@ class HiddenMSE(LossTerm):
         theirs = _matching_layers(ours, signal["hidden_states"])
         per_token = torch.stack(
             [
-                (a.float() - b.to(a.device, torch.float32)).square().mean(dim=-1)
+                (a.float() - b.detach().to(a.device, torch.float32)).square().mean(dim=-1)
                 for a, b in zip(ours, theirs, strict=True)
             ]
         ).mean(dim=0)

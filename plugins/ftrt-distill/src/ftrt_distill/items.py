@@ -42,4 +42,4 @@ def select_items(
     if student.dim() == 3:
         student, teacher, labels = student[:, :-1], teacher[:, :-1], labels[:, 1:]
     marked = labels.ne(IGNORED_LABEL)
-    return student[marked].float(), teacher[marked].to(student.device, torch.float32)
+    return student[marked].float(), teacher[marked].detach().to(student.device, torch.float32)

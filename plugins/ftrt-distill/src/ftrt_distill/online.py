@@ -45,6 +45,7 @@ class OnlineTeacher(SignalSource):
     def bind(self, head: Head | None, student: nn.Module) -> None:
         """Load the teacher and compare its vocabulary and labels with the student's."""
         teacher, _ = ftrt.load_model(self.config.path, head=head, dtype=self.config.dtype)
+        _require_trained_head(self.config.path, teacher, head)
         _require_same_vocabulary(self.config.path, student, teacher)
         self._order = _label_order(self.config.path, student, teacher, head)
         self._inputs = frozenset(inspect.signature(_innermost(teacher).forward).parameters)
@@ -74,6 +75,25 @@ class OnlineTeacher(SignalSource):
 def _innermost(model: nn.Module) -> nn.Module:
     base: Any = getattr(model, "get_base_model", None)
     return model if base is None else _innermost(base())
+
+
+def _require_trained_head(path: str, teacher: nn.Module, head: Head | None) -> None:
+    """Refuse a folder whose output layer transformers had to make up.
+
+    A PEFT teacher brings its classifier in the adapter, whatever its base was saved as.
+    """
+    if head is None or hasattr(teacher, "peft_config"):
+        return
+    config: Any = _innermost(teacher).config
+    saved = (config.architectures or [None])[0]
+    if saved is None:
+        return
+    is_classifier = saved.endswith("ForSequenceClassification")
+    if saved.endswith("Model") or (head.task_type == "SEQ_CLS" and not is_classifier):
+        raise UnsupportedError(
+            f"teacher {path}: must be trained for the student's task; got a {saved} without an"
+            f" output layer for {head.task_type}; train it first, and give its run folder"
+        )
 
 
 def _require_same_vocabulary(path: str, student: nn.Module, teacher: nn.Module) -> None:

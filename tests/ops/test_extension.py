@@ -1,0 +1,133 @@
+"""Which implementation runs, and what is said about it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ftrt.ops import implementation_report
+from ftrt.ops.extension import EXTENSION, OPS
+
+built = pytest.mark.skipif(EXTENSION.module is None, reason="ftrt._C is not built")
+
+HIDE = """
+import importlib.util
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name == "ftrt._C" else find_spec(name, *a)
+"""
+
+
+def python(code, **environment):
+    """stdout of `code` in a fresh interpreter; stderr where it fails."""
+    env = {k: v for k, v in os.environ.items() if k != "FTRT_CPU_ISA"} | environment
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    return run.stdout if run.returncode == 0 else run.stderr
+
+
+def test_report_names_an_implementation_for_each_op():
+    report = implementation_report()
+    for op in OPS:
+        assert report[op] in ("avx512", "avx2", "portable", "reference")
+    assert (report["extension"] is None) == bool(report["reason"]) == bool(report["fix"])
+
+
+def test_without_the_extension_ops_run_on_the_reference_and_say_so():
+    out = python(
+        HIDE + "import torch\n"
+        "from ftrt.ops import implementation_report, int8_linear\n"
+        "x = torch.ones(2, 8).half().requires_grad_()\n"
+        "y = int8_linear(x, torch.ones(3, 8, dtype=torch.int8), torch.ones(3, 1))\n"
+        "y.sum().backward()\n"
+        "print(y.tolist(), x.grad.sum().item())\n"
+        "report = implementation_report()\n"
+        "print(report['int8_linear'], report['extension'], report['reason'], report['fix'])\n"
+    )
+    assert "[[8.0, 8.0, 8.0], [8.0, 8.0, 8.0]] 48.0" in out
+    assert "reference None ftrt._C is not built for this Python with a C++ compiler" in out
+    assert "FTRT_BUILD=1 pip install" in out
+
+
+def test_an_extension_that_does_not_load_is_reported_with_its_error():
+    out = python(
+        "import importlib\n"
+        "import importlib.util\n"
+        "import torch\n"
+        "load = importlib.import_module\n"
+        "def broken(name, *a):\n"
+        "    if name == 'ftrt._C':\n"
+        "        raise ImportError('undefined symbol: torch_parallel_for')\n"
+        "    return load(name, *a)\n"
+        "importlib.util.find_spec = lambda name, *a: True\n"
+        "importlib.import_module = broken\n"
+        "from ftrt.ops import implementation_report\n"
+        "print(implementation_report()['reason'])\n"
+    )
+    assert "ftrt._C does not load with torch" in out
+    assert "undefined symbol: torch_parallel_for" in out
+
+
+def test_an_extension_of_another_version_is_not_used():
+    out = python(
+        "import importlib.util, sys, types\n"
+        "import torch\n"
+        "stale = types.ModuleType('ftrt._C')\n"
+        "stale.ops = ('int8_linear',)\n"
+        "sys.modules['ftrt._C'] = stale\n"
+        "importlib.util.find_spec = lambda name, *a: True\n"
+        "from ftrt.ops import implementation_report\n"
+        "print(implementation_report()['reason'])\n"
+    )
+    assert "ftrt._C is of another version of ftrt: it has no int8_linear_dx" in out
+
+
+@built
+def test_the_environment_forces_an_instruction_set():
+    code = "from ftrt.ops import implementation_report as r; print(r()['int8_linear'])"
+    assert python(code, FTRT_CPU_ISA="portable").strip() == "portable"
+
+
+def test_an_unknown_instruction_set_is_an_error():
+    out = python("import ftrt.ops", FTRT_CPU_ISA="avx9")
+    assert "ConfigError: FTRT_CPU_ISA: must be one of portable, avx2, avx512; got 'avx9'" in out
+
+
+def test_forcing_an_instruction_set_without_the_extension_is_an_error():
+    out = python(HIDE + "import ftrt.ops", FTRT_CPU_ISA="avx2")
+    assert (
+        "ConfigError: FTRT_CPU_ISA: needs the compiled kernels; got 'avx2', and ftrt._C is not"
+        " built"
+    ) in out
+
+
+def test_an_instruction_set_the_cpu_lacks_is_an_error():
+    out = python(
+        "import importlib.util, sys, types\n"
+        "import torch\n"
+        "def set_isa(name):\n"
+        "    raise ValueError(f'must be built and run on this CPU; got {name!r}, built: none')\n"
+        "old = types.ModuleType('ftrt._C')\n"
+        "old.ops, old.set_isa = ('int8_linear', 'int8_linear_dx'), set_isa\n"
+        "sys.modules['ftrt._C'] = old\n"
+        "importlib.util.find_spec = lambda name, *a: True\n"
+        "import ftrt.ops\n",
+        FTRT_CPU_ISA="avx512",
+    )
+    assert (
+        "ConfigError: FTRT_CPU_ISA: must be built and run on this CPU; got 'avx512', built:"
+        " none. Unset it to use the best one"
+    ) in out
+
+
+@built
+def test_set_isa_refuses_what_is_not_usable_and_keeps_what_was():
+    before = EXTENSION.module.chosen_isa()
+    with pytest.raises(ValueError, match="must be built and run on this CPU; got 'mmx', built: "):
+        EXTENSION.module.set_isa("mmx")
+    assert EXTENSION.module.chosen_isa() == before
+
+
+@built
+def test_the_best_usable_instruction_set_is_the_default():
+    code = "from ftrt.ops.extension import EXTENSION as e; print(e.module.chosen_isa())"
+    assert python(code).strip() == EXTENSION.module.usable_isas()[-1]
