@@ -1,6 +1,7 @@
 """ftrt: a plugin-based runtime for efficient fine-tuning of language models.
 
-Importing this package imports neither torch nor transformers nor peft; each public name is loaded when it is used.
+Importing this package imports neither torch nor transformers nor peft; each public name is loaded
+when it is used.
 """
 
 import importlib

@@ -1,7 +1,8 @@
 """The contracts a plugin implements: methods, heads, loss terms, signal sources, data transforms.
 
-A plugin module returns classes from its hooks (`ftrt.hookspecs`). ftrt validates the recipe's section against the
-class's `Config`, builds the object with it, and drives it; nothing here is subclassed by ftrt itself.
+A plugin module returns classes from its hooks (`ftrt.hookspecs`). ftrt validates the recipe's
+section against the class's `Config`, builds the object with it, and drives it; nothing here is
+subclassed by ftrt itself.
 """
 
 __all__ = [
@@ -35,12 +36,11 @@ if TYPE_CHECKING:
 
 
 class PluginConfig(BaseModel):
-    """Base of a plugin's `Config`: unknown keys are errors, values do not change after validation."""
+    """Base of a plugin's `Config`: unknown keys are errors, values do not change after
+    validation.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-# ---------------------------------------------------------------------------------------------- methods
 
 
 class Method(ABC):
@@ -64,15 +64,21 @@ class Method(ABC):
         self.config = config
 
     def param_groups(self, model: nn.Module) -> list[dict[str, Any]] | None:
-        """Optimizer groups (`{"params": [...], "lr": ...}`) covering every trainable parameter, or None."""
+        """Optimizer groups (`{"params": [...], "lr": ...}`) covering every trainable parameter, or
+        None.
+        """
         return None
 
     def on_step(self, model: nn.Module, step: int, total_steps: int) -> None:
-        """Called after optimizer step `step` (1-based) of `total_steps`; rank schedules live here."""
+        """Called after optimizer step `step` (1-based) of `total_steps`; rank schedules live
+        here.
+        """
 
 
 class ModelMethod(Method):
-    """A method that decides which of the model's own parameters train (full, partial, layer-wise)."""
+    """A method that decides which of the model's own parameters train (full, partial,
+    layer-wise).
+    """
 
     @abstractmethod
     def prepare(self, model: nn.Module, new_modules: Sequence[str]) -> None:
@@ -85,9 +91,11 @@ class ModelMethod(Method):
 
 
 class LinearAdapter(nn.Module):
-    """The trained part beside one frozen linear layer. It never owns the base: that is handed to `forward`.
+    """The trained part beside one frozen linear layer. It never owns the base: that is handed to
+    `forward`.
 
-    Everything in `state_dict()` is saved with the adapter. Build parameters in float32 on the base's device.
+    Everything in `state_dict()` is saved with the adapter. Build parameters in float32 on the
+    base's device.
     """
 
     def forward(self, base: nn.Module, x: Tensor) -> Tensor:
@@ -105,7 +113,8 @@ class LinearAdapter(nn.Module):
     def delta_weight(self) -> Tensor:
         """What merging adds to the base's weight, (out_features, in_features), float32."""
         raise UnsupportedError(
-            f"{type(self).__name__}.delta_weight: merging needs the adapter's effect as a weight, and this adapter"
+            f"{type(self).__name__}.delta_weight: merging needs the adapter's effect as a weight,"
+            f" and this adapter"
             " defines none; keep it as an adapter, or set `mergeable = False` on its method"
         )
 
@@ -113,8 +122,9 @@ class LinearAdapter(nn.Module):
 class LinearMethod(Method):
     """A method that puts one `LinearAdapter` beside each targeted linear layer.
 
-    ftrt wraps the adapters as a real `PeftModel`: saving, reloading, several adapters at once, disabling and
-    merging are PEFT's. A `Config` field `targets` (default "all-linear") chooses the layers.
+    ftrt wraps the adapters as a real `PeftModel`: saving, reloading, several adapters at once,
+    disabling and merging are PEFT's. A `Config` field `targets` (default "all-linear") chooses the
+    layers.
     """
 
     @abstractmethod
@@ -122,8 +132,9 @@ class LinearMethod(Method):
         """Build the adapter of one layer.
 
         Args:
-            linear: `nn.Linear` or `ftrt.nn.Int8Linear`, frozen. It has `in_features` and `out_features`;
-                `ftrt.nn.dense_weight(linear)` is its (out_features, in_features) float weight.
+            linear: `nn.Linear` or `ftrt.nn.Int8Linear`, frozen. It has `in_features` and
+                `out_features`; `ftrt.nn.dense_weight(linear)` is its (out_features, in_features)
+                float weight.
         """
 
 
@@ -132,10 +143,9 @@ class PeftMethod(Method):
 
     @abstractmethod
     def peft_config(self, model: nn.Module) -> "PeftConfig":
-        """The config for `model`. ftrt fills in task type, modules to save, and "all-linear" targets."""
-
-
-# ------------------------------------------------------------------------------------------------ heads
+        """The config for `model`. ftrt fills in task type, modules to save, and "all-linear"
+        targets.
+        """
 
 
 @dataclass(frozen=True)
@@ -158,8 +168,12 @@ class Head(ABC):
         name: what a recipe calls it, `head: {name: ...}`.
         auto_class: the transformers Auto class that reads a model for this task.
         task_type: PEFT's task type, say "SEQ_CLS" or "CAUSAL_LM".
-        columns: the columns a row may have, with what each one holds; those in `optional_columns` may be absent.
-        metric: the validation metric that selects the best checkpoint, a key of `metrics()` or "loss".
+        columns: the columns a row may have, with what each one holds; those in `optional_columns`
+            may be absent.
+        answer_columns: the columns that hold what is to be predicted; rows to predict lack them,
+            and two rows that differ only here count as duplicates when data is split.
+        metric: the validation metric that selects the best checkpoint, a key of `metrics()` or
+            "loss".
         greater_is_better: whether a larger `metric` is better.
         needs_logits: False evaluates by loss alone and never gathers logits.
     """
@@ -170,6 +184,7 @@ class Head(ABC):
     task_type: ClassVar[str]
     columns: ClassVar[Mapping[str, str]]
     optional_columns: ClassVar[frozenset[str]] = frozenset()
+    answer_columns: ClassVar[frozenset[str]] = frozenset({"label"})
     metric: ClassVar[str] = "loss"
     greater_is_better: ClassVar[bool] = False
     needs_logits: ClassVar[bool] = True
@@ -178,7 +193,8 @@ class Head(ABC):
         self.config = config
 
     def fit(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Learn from the training rows what the head needs before the model is read (say, the label set).
+        """Learn from the training rows what the head needs before the model is read (say, the label
+        set).
 
         Raises:
             ftrt.errors.DataError: the rows cannot be used for this task.
@@ -198,11 +214,15 @@ class Head(ABC):
     def attach(
         self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase | None"
     ) -> "PreTrainedModel":
-        """Return `model` with this head on it; raise `UnsupportedError` where the model cannot carry it."""
+        """Return `model` with this head on it; raise `UnsupportedError` where the model cannot
+        carry it.
+        """
         return model
 
     def new_modules(self, model: nn.Module) -> list[str]:
-        """Names of the modules this head brings that no pretraining has seen: trained and saved whole."""
+        """Names of the modules this head brings that no pretraining has seen: trained and saved
+        whole.
+        """
         return []
 
     @abstractmethod
@@ -214,20 +234,26 @@ class Head(ABC):
         *,
         labelled: bool = True,
     ) -> Encoded:
-        """Turn one row into token ids; with `labelled=False` the row may lack its answer and gets no labels.
+        """Turn one row into token ids; with `labelled=False` the row may lack its answer and gets
+        no labels.
 
         Raises:
-            ftrt.errors.DataError: the row's values do not fit (a label never seen in training, say).
+            ftrt.errors.DataError: the row's values do not fit (a label never seen in training,
+                say).
         """
 
     @abstractmethod
     def collate(
         self, features: Sequence[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerBase"
     ) -> dict[str, Tensor]:
-        """Pad encoded rows to the longest of the batch: `input_ids`, `attention_mask` (batch, tokens), `labels`."""
+        """Pad encoded rows to the longest of the batch: `input_ids`, `attention_mask` (batch,
+        tokens), `labels`.
+        """
 
     def metrics(self, logits: Any, labels: Any) -> dict[str, float]:
-        """Metrics over a whole split from numpy logits and labels; called only where `needs_logits`."""
+        """Metrics over a whole split from numpy logits and labels; called only where
+        `needs_logits`.
+        """
         return {}
 
     @abstractmethod
@@ -242,16 +268,14 @@ class Head(ABC):
         """Answers for `rows`, one JSON-able dict each, in order; `model` is in eval mode."""
 
 
-# ----------------------------------------------------------------------------------------------- losses
-
-
 class LossTerm(ABC):
     """A term added to the student's own loss while training: weight(step) * total / count.
 
     Attributes:
         name: what a recipe calls it, `losses: [{name: ...}]`.
         source: the paper that defines it.
-        needs_signal: whether `signal` is a teacher's output (the recipe's `teacher:` is then required).
+        needs_signal: whether `signal` is a teacher's output (the recipe's `teacher:` is then
+            required).
         needs_hidden_states: asks the student, and the teacher, for hidden states.
     """
 
@@ -270,8 +294,9 @@ class LossTerm(ABC):
     ) -> tuple[Tensor, Tensor | int]:
         """Return (total, count): the sum over items and how many items were summed.
 
-        The sum and the count are kept apart so that gradient accumulation divides by the items of the whole
-        batch and keeps the same objective. Items are what the labels mark: examples, or tokens whose label is
+        The sum and the count are kept apart so that gradient accumulation divides by the items of
+        the whole batch and keeps the same objective. Items are what the labels mark: examples, or
+            tokens whose label is
         not -100 after the shift.
 
         Args:
@@ -304,10 +329,9 @@ class SignalSource(ABC):
 
     @abstractmethod
     def __call__(self, batch: Mapping[str, Any], *, hidden_states: bool) -> Mapping[str, Any]:
-        """The teacher's outputs for one micro-batch, without gradient: `logits`, `hidden_states` if asked."""
-
-
-# ------------------------------------------------------------------------------------------------- data
+        """The teacher's outputs for one micro-batch, without gradient: `logits`, `hidden_states` if
+        asked.
+        """
 
 
 class Transform(ABC):
@@ -321,7 +345,9 @@ class Transform(ABC):
 
     @abstractmethod
     def __call__(self, row: dict[str, Any]) -> dict[str, Any] | None:
-        """Return the changed row, or None to drop it. Same row in, same row out: no hidden state."""
+        """Return the changed row, or None to drop it. Same row in, same row out: no hidden
+        state.
+        """
 
 
 def count_trainable(model: nn.Module) -> tuple[int, int]:

@@ -1,7 +1,8 @@
 """The run folder: what a run writes beside the weights, and how a base model is recognised again.
 
-A run folder holds PEFT's adapter files or a full model, the tokenizer, `ftrt.json` (everything needed to read it
-back and to know where it came from), `metrics.jsonl`, `loss.png`, a model card and `checkpoints/`.
+A run folder holds PEFT's adapter files or a full model, the tokenizer, `ftrt.json` (everything
+needed to read it back and to know where it came from), `metrics.jsonl`, `loss.png`, a model card
+and `checkpoints/`.
 """
 
 __all__ = [
@@ -9,7 +10,6 @@ __all__ = [
     "METRICS",
     "RUN_INFO",
     "base_fingerprint",
-    "explain_os_error",
     "is_disk_full",
     "last_checkpoint",
     "prepare_output",
@@ -31,14 +31,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from ftrt.errors import CheckpointError
+from ftrt.errors import CheckpointError, explain_os_error
 
 RUN_INFO = "ftrt.json"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 RUN_INFO_VERSION = 1
 
-# At most this many embedding rows are hashed: enough to tell models apart, little enough for a 128k vocabulary.
+# At most this many embedding rows are hashed: enough to tell models apart, little enough for a 128k
+# vocabulary.
 FINGERPRINT_ROWS = 4096
 
 # A disk with less than this left counts as full: a failed write may have freed its own last blocks.
@@ -55,10 +56,12 @@ ARCHITECTURE_KEYS = (
 
 
 def base_fingerprint(model: nn.Module) -> str:
-    """Identity of the base under any adapter: sha256 over its architecture and its input embeddings.
+    """Identity of the base under any adapter: sha256 over its architecture and its input
+    embeddings.
 
-    Adapters freeze the embeddings and int8 leaves them in float, so the fingerprint is the same for the float and
-    the int8 base, for any float dtype (values are compared as bfloat16), and with or without an adapter.
+    Adapters freeze the embeddings and int8 leaves them in float, so the fingerprint is the same for
+    the float and the int8 base, for any float dtype (values are compared as bfloat16), and with or
+    without an adapter.
     """
     config = getattr(model, "config", None)
     facts = {key: getattr(config, key, None) for key in ARCHITECTURE_KEYS}
@@ -84,15 +87,16 @@ def prepare_output(path: Path, *, resume: bool, overwrite: bool) -> None:
     """Make `path` the run folder.
 
     Raises:
-        CheckpointError: it holds a run already and neither `resume` nor `overwrite` says what to do; it is a file;
-            it cannot be written.
+        CheckpointError: it holds a run already and neither `resume` nor `overwrite` says what to
+            do; it is a file; it cannot be written.
     """
     if path.exists() and not path.is_dir():
         raise CheckpointError(f"{path}: output must be a folder; a file stands there")
     taken = path.is_dir() and any(path.iterdir())
     if taken and not resume and not overwrite:
         raise CheckpointError(
-            f"{path}: output must be empty or new; it holds {_listing(path)}. Go on with --resume, replace it with"
+            f"{path}: output must be empty or new; it holds {_listing(path)}. Go on with --resume,"
+            f" replace it with"
             " --overwrite, or choose another folder with --set output=FOLDER"
         )
     try:
@@ -113,10 +117,12 @@ def _listing(path: Path) -> str:
 
 
 def _remove_run(path: Path) -> None:
-    # Only a folder that a run wrote is ever deleted; a mistyped output must not cost somebody their home folder.
+    # Only a folder that a run wrote is ever deleted; a mistyped output must not cost somebody their
+    # home folder.
     if not (path / RUN_INFO).exists() and not (path / CHECKPOINTS).is_dir():
         raise CheckpointError(
-            f"{path}: --overwrite replaces run folders only; this one has neither {RUN_INFO} nor {CHECKPOINTS}/ and"
+            f"{path}: --overwrite replaces run folders only; this one has neither {RUN_INFO} nor"
+            f" {CHECKPOINTS}/ and"
             f" holds {_listing(path)}"
         )
     shutil.rmtree(path)
@@ -179,7 +185,8 @@ def read_run_info(path: Path) -> dict[str, Any] | None:
         raise CheckpointError(f"{file}: must be the JSON that ftrt wrote; it has no version number")
     if version > RUN_INFO_VERSION:
         raise CheckpointError(
-            f"{file}: format version {version}; this ftrt reads up to {RUN_INFO_VERSION}; pip install -U ftrt"
+            f"{file}: format version {version}; this ftrt reads up to {RUN_INFO_VERSION}; pip"
+            f" install -U ftrt"
         )
     return dict(info)
 
@@ -190,15 +197,3 @@ def is_disk_full(error: BaseException, folder: Path) -> bool:
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
     return "No space left" in str(error) or shutil.disk_usage(existing).free < FULL_DISK_BYTES
-
-
-def explain_os_error(error: OSError) -> str:
-    """What to do about an operating system error, in a clause."""
-    fixes = {
-        errno.ENOSPC: "no space is left on the device; free some or choose another folder",
-        errno.EDQUOT: "the disk quota is used up; free some or choose another folder",
-        errno.EACCES: "permission denied; choose a folder that you may write",
-        errno.EPERM: "permission denied; choose a folder that you may write",
-        errno.EROFS: "the file system is read-only; choose another folder",
-    }
-    return fixes.get(error.errno or 0, error.strerror or str(error))

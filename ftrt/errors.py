@@ -5,6 +5,7 @@ that reaches the user and is not an `FtrtError` is a bug in ftrt (exit code 1).
 """
 
 __all__ = [
+    "DISK_ERRORS",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -13,12 +14,29 @@ __all__ = [
     "PluginError",
     "UnsupportedError",
     "UsageError",
+    "explain_os_error",
     "one_line",
     "suggest",
 ]
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+# What a full, read-only or forbidden disk says. A missing file is not among them: the code that
+# opens a user's file says which one it wanted, so a bare ENOENT is a bug.
+DISK_ERRORS = {
+    errno.ENOSPC: "the disk is full; free some space, or choose another folder",
+    errno.EDQUOT: "the disk quota is used up; free some space, or choose another folder",
+    errno.EACCES: "permission is denied; choose a folder you may write, or change its permissions",
+    errno.EPERM: "permission is denied; choose a folder you may write, or change its permissions",
+    errno.EROFS: "the file system is read-only; choose another folder",
+    errno.EIO: "the disk reports an input/output error; check the disk",
+    errno.EFBIG: "the file is larger than the file system allows; choose another folder",
+    errno.EISDIR: "a folder stands where a file is wanted; choose another path",
+    errno.ENOTDIR: "a file stands where a folder is wanted; choose another path",
+    errno.ENAMETOOLONG: "the path is too long; choose a shorter one",
+}
 
 
 class FtrtError(Exception):
@@ -82,3 +100,8 @@ def one_line(error: BaseException) -> str:
     """`Type: text` of an exception that is not ours, for the end of a message that is."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def explain_os_error(error: OSError) -> str:
+    """What to do about an operating system error, as the end of a message."""
+    return DISK_ERRORS.get(error.errno or 0, error.strerror or str(error))

@@ -145,7 +145,9 @@ def _import(offer: Offer) -> ModuleType:
     importlib.invalidate_caches()
     try:
         return importlib.import_module(offer.module)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, FtrtError):
+        # FtrtError: importing ftrt's ops reads the environment, and a wrong FTRT_CPU_ISA is not
+        # the plugin's fault.
         raise
     except BaseException as error:
         # BaseException: a plugin may call sys.exit(), and a panic in a Rust extension derives

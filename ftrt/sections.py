@@ -59,6 +59,10 @@ class ModelSection(Section):
         default=None,
         description="Keep only these transformer blocks, in this order (a shallower student).",
     )
+    config: dict[str, Any] = Field(
+        default={},
+        description="Values of the model's own config to change, say attention_probs_dropout_prob.",
+    )
 
 
 class QuantizationSection(Section):

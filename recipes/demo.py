@@ -1,4 +1,6 @@
-"""What `make demo` runs: fine-tune recipes/demo.yaml, show what came of it, end with one line of JSON."""
+"""What `make demo` runs: fine-tune recipes/demo.yaml, show what came of it, end with one line of
+JSON.
+"""
 
 import json
 import sys

@@ -2,7 +2,7 @@
 
     python benchmarks/cpu/int8_linear.py [--threads 2] [--seconds 2] [--dtype float32] [--json]
 
-Peers, measured in the same process and interleaved call by call (a neighbour's load hits all alike):
+Peers, measured in the same process and interleaved call by call, so that load hits all alike:
     float       F.linear with a float weight that is there already: twice to four times the memory;
     dequantize  the reference op: dequantize the weight, then F.linear.
 A ratio is peer time / ftrt time of the same round, so above 1 ftrt is faster; its median and its

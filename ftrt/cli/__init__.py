@@ -151,8 +151,10 @@ def run(args: list[str], *, debug: bool = False, as_json: bool = False) -> int:
         sys.stdout.flush()
     except typer.Exit as finished:
         return finished.exit_code
-    except BrokenPipeError:
-        return faults.leave_quietly()
+    except BrokenPipeError as error:
+        if faults.leave_quietly():
+            return 0
+        return faults.report(error, debug=debug, as_json=as_json)
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         return faults.report(error, debug=debug, as_json=as_json)
     return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ftrt.contracts import contract_fault
-from ftrt.errors import PluginError, UsageError, one_line
+from ftrt.errors import FtrtError, UsageError, one_line
 from ftrt.hookspecs import KINDS
 from ftrt.manifest import Manifest, Offer, discover
 from ftrt.plugins import PluginManager
@@ -54,7 +54,7 @@ def _checks(module: str, installed: list[Offer], tried_with: CheckOptions) -> It
     for kind in KINDS:
         try:
             found[kind] = manager.registered(offer, kind)
-        except PluginError as error:
+        except FtrtError as error:
             yield _result(module, "import and hooks", str(error))
             return
     yield _result(module, "import and hooks", None)

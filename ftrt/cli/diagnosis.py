@@ -14,7 +14,7 @@ from typing import Any
 
 from ftrt import __version__
 from ftrt.config import cache_dir, cpu_isa, is_offline
-from ftrt.errors import FtrtError, PluginError, one_line
+from ftrt.errors import FtrtError, one_line
 
 GIB = 2**30
 REPORT = "report this with what `ftrt doctor --json` prints"
@@ -192,7 +192,7 @@ def _plugins() -> Iterator[Finding]:
     for kind, name in sorted({(offer.kind, offer.name) for offer in manifest.offers}):
         try:
             registry.find(kind, name)
-        except PluginError as error:
+        except FtrtError as error:
             yield Finding("plugins", f"{kind} {name}", "", str(error))
         else:
             yield Finding("plugins", f"{kind} {name}", str(manifest.find(kind, name)))

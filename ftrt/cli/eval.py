@@ -35,7 +35,8 @@ def evaluate(
 ) -> None:
     """Measure a run on its held-out split, or on a file.
 
-    The run folder says how the base is read, quantized and split, so the figure is the one training reported.
+    The run folder says how the base is read, quantized and split, so the figure is the one training
+    reported.
 
       ftrt eval runs/demo
 

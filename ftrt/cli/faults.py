@@ -11,25 +11,12 @@ from dataclasses import dataclass
 import typer
 
 from ftrt.cli.output import console, print_json
-from ftrt.errors import CheckpointError, FtrtError, PluginError, UsageError, one_line
+from ftrt.errors import DISK_ERRORS, CheckpointError, FtrtError, PluginError, UsageError, one_line
 from ftrt.manifest import discover
 from ftrt.plugin_faults import runtime_fault
 
 # BadParameter's parent is the UsageError of click, or of the copy of click that newer typers carry.
 TyperUsageError: type[Exception] = typer.BadParameter.__bases__[0]
-
-# What a full, read-only or forbidden disk says. A missing file is not among them: the code that
-# opens a user's file says which one it wanted, so a bare ENOENT is a bug.
-DISK_ERRORS = {
-    errno.ENOSPC: "the disk is full; free some space, or choose another folder",
-    errno.EDQUOT: "the disk quota is used up; free some space, or choose another folder",
-    errno.EACCES: "permission is denied; choose a folder you may write, or change its permissions",
-    errno.EPERM: "permission is denied; choose a folder you may write, or change its permissions",
-    errno.EROFS: "the file system is read-only; choose another folder",
-    errno.EIO: "the disk reports an input/output error; check the disk",
-    errno.EFBIG: "the file is larger than the file system allows; choose another folder",
-    errno.ENAMETOOLONG: "the path is too long; choose a shorter one",
-}
 
 BUG = (
     "this is a bug in ftrt. Run the command again with --debug and report the traceback together"
@@ -79,11 +66,22 @@ def report(error: BaseException, *, debug: bool, as_json: bool) -> int:
     return fault.exit_code
 
 
-def leave_quietly() -> int:
-    """The reader of our output has gone (`ftrt ... | head`): say nothing more, not even at exit."""
-    # Python flushes stdout on exit and would report the broken pipe then.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+def leave_quietly() -> bool:
+    """Whether stdout has lost its reader (`ftrt ... | head`); if so, nothing more is written to it.
+
+    Another pipe may be the one that broke, say that of a data loading process: that is an error.
+    """
+    try:
+        sys.stdout.flush()
+        os.write(sys.stdout.fileno(), b"\n")
+    except BrokenPipeError:
+        # Python flushes stdout on exit and would report the broken pipe then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    except (OSError, ValueError):
+        # stdout is no file
+        return False
+    return False
 
 
 LESS_MEMORY = (

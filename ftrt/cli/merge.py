@@ -28,10 +28,11 @@ def merge(
     base: BaseOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Write a run's adapter into its base model: a plain transformers folder, no adapter, no ftrt needed.
+    """Write a run's adapter into its base model: a plain transformers folder, no adapter, no ftrt
+    needed.
 
-    The adapter is added to the base's original float weights; the int8 rounding is not baked in. A method that
-    cannot be merged is refused by name.
+    The adapter is added to the base's original float weights; the int8 rounding is not baked in. A
+    method that cannot be merged is refused by name.
 
       ftrt merge runs/demo merged --dtype bfloat16
     """

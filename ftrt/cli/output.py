@@ -4,6 +4,7 @@ __all__ = ["JsonFlag", "console", "emit", "print_json", "table"]
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -34,7 +35,14 @@ def emit(
 
 def print_json(result: Mapping[str, Any]) -> None:
     """Print `result` as one line of JSON; NaN and infinities, which JSON has not, become null."""
-    typer.echo(json.dumps(_finite(result), ensure_ascii=False, default=_plain, allow_nan=False))
+    value = json.loads(json.dumps(result, default=_plain))
+    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        # an ASCII terminal, or a file name that is not Unicode
+        text = json.dumps(_finite(value), allow_nan=False)
+    typer.echo(text)
 
 
 def console(*, stderr: bool = False) -> "Console":
@@ -62,9 +70,9 @@ def table(
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
         return [_finite(item) for item in value]
     return value
 

@@ -25,8 +25,7 @@ def listener() -> "Listener":
 
 
 def _metrics(metrics: dict[str, float]) -> str:
-    timing = ("runtime", "samples_per_second", "steps_per_second", "epoch")
-    shown = {k.removeprefix("eval_"): v for k, v in metrics.items() if not k.endswith(timing)}
+    shown = {name.removeprefix("eval_"): value for name, value in metrics.items()}
     return ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ftrt.cli.output import JsonFlag, print_json
+from ftrt.errors import FtrtError, UsageError, one_line
 
 app = typer.Typer()
 
@@ -39,6 +40,8 @@ def schema(
 
       ftrt schema --out recipe.schema.json
     """
+    if out is not None and not out.parent.is_dir():
+        raise UsageError(f"--out {out}: its folder must exist; got {out.parent}")
     found = recipe_schema()
     if out is not None:
         out.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -89,7 +92,6 @@ def recipe_schema() -> dict[str, Any]:
 
 def _define(kind: str, definitions: dict[str, Any], own: dict[str, Any]) -> list[str]:
     """Put `kind` into `definitions`, one alternative a plugin; return what had to be left out."""
-    from ftrt.errors import PluginError, one_line
     from ftrt.registry import Registry
 
     registry = Registry()
@@ -99,7 +101,7 @@ def _define(kind: str, definitions: dict[str, Any], own: dict[str, Any]) -> list
         try:
             found = registry.find(kind, name)
             alternatives.append(_alternative(kind, name, found, definitions, own))
-        except PluginError as error:
+        except FtrtError as error:
             faults.append(str(error))
         except Exception as error:
             # pydantic has several classes for a Config that has no JSON Schema (a callable field).

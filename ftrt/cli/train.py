@@ -36,9 +36,9 @@ def train(
 ) -> None:
     """Fine-tune a model as a recipe says, and write a run folder.
 
-    The recipe names the model, the method, the head, the data and the output folder; `ftrt schema` describes every
-    key, `ftrt plugins list` every name that can be used. The folder gets the adapter (PEFT's files) or the full
-    model, ftrt.json, metrics.jsonl, loss.png and a model card.
+    The recipe names the model, the method, the head, the data and the output folder; `ftrt schema`
+    describes every key, `ftrt plugins list` every name that can be used. The folder gets the
+    adapter (PEFT's files) or the full model, ftrt.json, metrics.jsonl, loss.png and a model card.
 
     Ctrl-C finishes the step, saves a checkpoint and stops; the same command with --resume goes on.
 

@@ -75,6 +75,15 @@ class EncodedSplit(Dataset[dict[str, Any]]):
         """Tokens of all examples together, without padding."""
         return sum(self.lengths)
 
+    def summary(self) -> dict[str, int]:
+        """Counts for the run report."""
+        return {
+            "rows": len(self),
+            "tokens": self.tokens,
+            "truncated_rows": self.truncated_rows,
+            "truncated_tokens": self.truncated_tokens,
+        }
+
     def __len__(self) -> int:
         return len(self.lengths)
 

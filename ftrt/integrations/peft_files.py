@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ftrt.checkpoint import RUN_INFO, base_fingerprint, explain_os_error, read_run_info
-from ftrt.errors import CheckpointError, suggest
+from ftrt.checkpoint import RUN_INFO, base_fingerprint, read_run_info
+from ftrt.errors import CheckpointError, explain_os_error, suggest
 
 # Enough of a fingerprint to tell two apart in a message.
 SHOWN_DIGITS = 16

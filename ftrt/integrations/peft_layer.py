@@ -2,7 +2,7 @@
 adapter name.
 """
 
-__all__ = ["CONTAINER", "FtrtLayer", "merged_linear"]
+__all__ = ["CONTAINER", "FtrtLayer"]
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,14 +12,14 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 from ftrt.api import LinearAdapter, LinearMethod
-from ftrt.errors import CheckpointError, PluginError, UnsupportedError, UsageError
-from ftrt.nn import Int8Linear, dense_weight
+from ftrt.errors import PluginError, UnsupportedError, UsageError
+from ftrt.integrations.peft_merging import KeepsBase
 
 # Also PEFT's "prefix" of the method: the part of a state-dict key that marks adapter state.
 CONTAINER = "ftrt_adapters"
 
 
-class FtrtLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
+class FtrtLayer(KeepsBase, nn.Module, BaseTunerLayer):  # type: ignore[misc]
     """Runs the active adapters beside a frozen base.
 
     Attributes:
@@ -43,8 +43,6 @@ class FtrtLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self._methods: dict[str, LinearMethod] = {}
         # adapter name -> its parameters that the method itself keeps frozen
         self._frozen: dict[str, tuple[str, ...]] = {}
-        # the base while a merged copy stands in its place; a list keeps it out of the state dict
-        self._unmerged: list[nn.Module] = []
 
     def add_adapter(self, adapter_name: str, method: LinearMethod, *, where: str) -> None:
         """Build `method`'s adapter of this layer under `adapter_name`.
@@ -111,34 +109,7 @@ class FtrtLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
                     f"merge: method {method.name!r} cannot be merged into the weights; keep it as"
                     " an adapter"
                 )
-        merged = merged_linear(self.base_layer, self._delta_weight(names))
-        if safe_merge and not torch.isfinite(merged.weight).all():
-            raise CheckpointError(
-                f"merge: the merged weight must be finite; adapter {', '.join(names)} is broken"
-            )
-        if not self._unmerged:
-            self._unmerged.append(self.base_layer)
-        self.base_layer = merged
-        self.merged_adapters.extend(names)
-
-    def unmerge(self) -> None:
-        """Put the base itself back, bit for bit what it was."""
-        if self._unmerged:
-            device = self.base_layer.weight.device
-            self.base_layer = self._unmerged.pop().to(device)
-        self.merged_adapters = []
-
-    def unload_and_optionally_merge_module(
-        self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
-    ) -> nn.Module:
-        """What takes this layer's place once adapters are gone (called by PEFT)."""
-        if merge:
-            self.merge(safe_merge=safe_merge, adapter_names=adapter_names)
-            if not self.merged:
-                return _float_layer(self.base_layer)
-        else:
-            self.unmerge()
-        return self.base_layer
+        self.swap_in(self._delta_weight(names), names, safe=safe_merge)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove the adapter of that name, if this layer has it."""
@@ -203,24 +174,3 @@ class _Adapted(nn.Module):
         base, adapter = self._parts
         output: Tensor = adapter(base, x)
         return output
-
-
-def merged_linear(base: nn.Module, delta: Tensor) -> nn.Linear:
-    """A float `nn.Linear` with weight dense(base) + delta; the sum is taken in float32, the bias is
-    shared.
-
-    Args:
-        base: `nn.Linear` or `Int8Linear`.
-        delta: (out_features, in_features).
-    """
-    layer = _float_layer(base)
-    weight = dense_weight(base).detach()
-    summed = (weight.float() + delta.to(weight.device, torch.float32)).to(layer.weight.dtype)
-    result = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
-    result.weight = nn.Parameter(summed, requires_grad=False)
-    result.bias = layer.bias
-    return result.train(base.training)
-
-
-def _float_layer(base: nn.Module) -> nn.Module:
-    return base.to_linear() if isinstance(base, Int8Linear) else base

@@ -111,7 +111,8 @@ def _inject(model: nn.Module, config: PeftConfig, adapter_name: str, folder: Pat
     # PEFT: no layer of that name (ValueError), a layer or a model that the method cannot adapt
     except (ValueError, AttributeError, TypeError) as error:
         raise CheckpointError(
-            f"{folder}: the adapter does not fit {type(_bare(model)).__name__}; {error}"
+            f"{folder}: the adapter, of targets {_targets(config)}, does not fit"
+            f" {type(_bare(model)).__name__}; {error}"
         ) from error
 
 
@@ -128,6 +129,11 @@ def _take_off(model: nn.Module, adapter_name: str) -> None:
             elif isinstance(child, AuxiliaryTrainingWrapper):
                 setattr(parent, name, child.original_module)
     model.__dict__.pop("peft_config", None)
+
+
+def _targets(config: PeftConfig) -> str:
+    targets = getattr(config, "target_modules", None) or ()
+    return targets if isinstance(targets, str) else ", ".join(sorted(targets))
 
 
 def _bare(model: nn.Module) -> nn.Module:

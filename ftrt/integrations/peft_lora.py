@@ -21,8 +21,9 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 
-from ftrt.errors import CheckpointError, UnsupportedError
-from ftrt.nn import Int8Linear, lora_forward
+from ftrt.errors import UnsupportedError
+from ftrt.integrations.peft_merging import KeepsBase
+from ftrt.nn import Int8Linear, is_linear, lora_forward
 
 # Initialisations that never read the base's weight; all others of PEFT's do, and several change it.
 WEIGHT_FREE_INITS = (True, False, "gaussian")
@@ -63,20 +64,11 @@ class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
         return name if is_plain and self._is_fusable_base() else None
 
     def _is_fusable_base(self) -> bool:
-        base = self.base_layer
-        return type(base) in (nn.Linear, Int8Linear) and not _is_hooked(base)
+        return is_linear(self.base_layer) and not _is_hooked(self.base_layer)
 
 
-class Int8LoraLinear(FusedLoraLinear):
-    """LoRA over an int8 base. Merging swaps in a float layer and keeps the int8 one for an exact
-    unmerge.
-    """
-
-    def __init__(self, base_layer: nn.Module, adapter_name: str, **kwargs: Any) -> None:
-        super().__init__(base_layer, adapter_name, **kwargs)
-        # the int8 base while a merged copy stands in its place; a list keeps it out of the state
-        # dict
-        self._unmerged: list[nn.Module] = []
+class Int8LoraLinear(KeepsBase, FusedLoraLinear):
+    """LoRA over an int8 base; merging swaps in a float layer and keeps the int8 one."""
 
     def update_layer(
         self, adapter_name: str, r: int, lora_alpha: int, config: LoraConfig, **kwargs: Any
@@ -110,49 +102,11 @@ class Int8LoraLinear(FusedLoraLinear):
         ]
         if not names:
             return
-        base = self.base_layer
-        # always a fresh copy, so that a merge that fails leaves the base as it was
-        merged = base.to_linear() if isinstance(base, Int8Linear) else copy_linear(base)
+        if any(self.lora_bias[name] for name in names):
+            raise UnsupportedError("merge: LoRA with lora_bias cannot be merged into an int8 base")
         with torch.no_grad():
-            for name in names:
-                delta = self.get_delta_weight(name)
-                merged.weight += delta.to(merged.weight.dtype)
-                if self.lora_bias[name]:
-                    merged.bias = _biased(merged, self.lora_B[name].bias * self.scaling[name])
-        if safe_merge and not torch.isfinite(merged.weight).all():
-            raise CheckpointError(
-                f"merge: the merged weight must be finite; adapter {', '.join(names)} is broken"
-            )
-        if not self._unmerged:
-            self._unmerged.append(base)
-        self.base_layer = merged.requires_grad_(False)
-        self.merged_adapters.extend(names)
-
-    def unmerge(self) -> None:
-        """Put the int8 base back, bit for bit what it was."""
-        if self._unmerged:
-            device = self.base_layer.weight.device
-            self.base_layer = self._unmerged.pop().to(device)
-        self.merged_adapters = []
-
-    def unload_and_optionally_merge_module(
-        self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
-    ) -> nn.Module:
-        """What takes this layer's place once adapters are gone (called by PEFT)."""
-        if not merge:
-            self.unmerge()
-            return self.base_layer
-        self.merge(safe_merge=safe_merge, adapter_names=adapter_names)
-        base = self.base_layer
-        return base.to_linear() if isinstance(base, Int8Linear) else base
-
-
-def copy_linear(layer: nn.Linear) -> nn.Linear:
-    """An equal `nn.Linear` with a weight of its own; the bias is shared."""
-    result = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
-    result.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
-    result.bias = layer.bias
-    return result.train(layer.training)
+            delta = sum(self.get_delta_weight(name).float() for name in names)
+        self.swap_in(delta, names, safe=safe_merge)
 
 
 def lora_on_int8(config: Any) -> None:
@@ -189,14 +143,6 @@ def unfuse_layers(model: nn.Module) -> int:
             module.__class__ = LoraLinear
             count += 1
     return count
-
-
-def _biased(layer: nn.Linear, delta: Tensor) -> nn.Parameter:
-    if layer.bias is None:
-        raise UnsupportedError(
-            "merge: LoRA with lora_bias needs a base layer with a bias; this one has none"
-        )
-    return nn.Parameter((layer.bias + delta).to(layer.bias.dtype), requires_grad=False)
 
 
 def _is_hooked(module: nn.Module) -> bool:

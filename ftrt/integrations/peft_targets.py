@@ -16,7 +16,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from ftrt.errors import ConfigError, suggest
-from ftrt.nn import linear_names
+from ftrt.nn import is_linear, linear_names
 
 ALL_LINEAR = "all-linear"
 
@@ -51,7 +51,7 @@ def resolve_targets(
     linear, others = _names(model)
     whole = {name for name in (*linear, *others) if _is_under(name, new_modules)}
     if targets is None or targets == ALL_LINEAR:
-        chosen = set(linear) - whole - _output_embeddings(model)
+        chosen = _adapted_by_default(model, linear) - whole
         if not chosen:
             raise ConfigError(
                 f"{where}: {ALL_LINEAR} must match a layer; the model has no linear layer to adapt"
@@ -118,13 +118,11 @@ def _names(model: nn.Module) -> tuple[list[str], list[str]]:
         for n, m in model.named_modules()
         if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))
     }
-    found = set(linear_names(model))
     linear, others = [], []
-    for name, _ in model.named_modules():
+    for name, module in model.named_modules():
         if not name or _is_inside(name, wrappers):
             continue
-        is_linear = name in found or (name in wrappers and f"{name}.base_layer" in found)
-        (linear if is_linear else others).append(name)
+        (linear if is_linear(getattr(module, "base_layer", module)) else others).append(name)
     return linear, others
 
 
@@ -139,11 +137,9 @@ def _is_under(name: str, new_modules: Sequence[str]) -> bool:
     return any(name.endswith(module) or f".{module}." in f".{name}." for module in new_modules)
 
 
-def _output_embeddings(model: nn.Module) -> set[str]:
-    output = getattr(model, "get_output_embeddings", lambda: None)()
-    if output is None:
-        return set()
-    return {name for name, module in model.named_modules() if module is output}
+def _adapted_by_default(model: nn.Module, linear: Sequence[str]) -> set[str]:
+    found = set(linear_names(model))
+    return {name for name in linear if name in found or f"{name}.base_layer" in found}
 
 
 def _matches(item: str, candidates: Sequence[str], linear: Sequence[str], where: str) -> set[str]:

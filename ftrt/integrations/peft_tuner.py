@@ -92,7 +92,7 @@ class FtrtConfig(PeftConfig):  # type: ignore[misc]
             if self.plugin is not None:
                 fix = f"; it was {self.plugin}: pip install {self.plugin.partition(' ')[0]}"
             raise PluginError(
-                f"method {self.method!r}: the adapter's plugin must be installed; none offers it{fix}"
+                f"method {self.method!r}: its plugin must be installed; none offers it{fix}"
             )
         found = Registry(manager).method(PluginSection(name=self.method, **self.options))
         if not isinstance(found, LinearMethod):

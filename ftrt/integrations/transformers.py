@@ -50,7 +50,12 @@ def quiet() -> Iterator[None]:
 
 
 def load_model(
-    path: str, auto_class: str, *, dtype: str = "float32", options: Mapping[str, Any] | None = None
+    path: str,
+    auto_class: str,
+    *,
+    dtype: str = "float32",
+    options: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> PreTrainedModel:
     """Read a pretrained model.
 
@@ -59,27 +64,45 @@ def load_model(
         auto_class: name of the transformers Auto class, say "AutoModelForCausalLM".
         dtype: dtype of the float weights.
         options: further keyword arguments of `from_pretrained` (say, `num_labels`).
+        config: values of the model's config to change (say, `attention_probs_dropout_prob`).
 
     Raises:
-        CheckpointError: the folder is missing, incomplete or corrupt, or holds a model of another task.
+        ConfigError: `config` names a key that the model's config does not have.
+        CheckpointError: the folder is missing, incomplete or corrupt, or holds a model of another
+            task.
     """
     folder = model_folder(path)
     if not (folder / "config.json").is_file():
         raise CheckpointError(_not_a_model(folder))
     loader = getattr(transformers, auto_class)
+    settings = {**dict(options or {}), **_config_changes(folder, config or {})}
     try:
         with quiet():
             model: PreTrainedModel = loader.from_pretrained(
-                folder, dtype=getattr(torch, dtype), local_files_only=True, **dict(options or {})
+                folder, dtype=getattr(torch, dtype), local_files_only=True, **settings
             )
     # transformers, safetensors and tokenizers each raise their own types for a broken folder
     except Exception as error:
         if isinstance(error, MemoryError):
             raise
         raise CheckpointError(
-            f"{folder}: must be a model that {auto_class} reads; {type(error).__name__}: {first_line(error)}"
+            f"{folder}: must be a model that {auto_class} reads; {type(error).__name__}:"
+            f" {first_line(error)}"
         ) from error
     return model
+
+
+def _config_changes(folder: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
+    if not changes:
+        return {}
+    with quiet():
+        known = transformers.AutoConfig.from_pretrained(folder, local_files_only=True).to_dict()
+    for key in changes:
+        if key not in known:
+            raise ConfigError(
+                f"model.config: {key!r} must be a key of the model's config{suggest(key, known)}"
+            )
+    return dict(changes)
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -120,7 +143,8 @@ def model_folder(path: str) -> Path:
         names = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
         near = suggest(folder.name, names) if names else ""
         raise CheckpointError(
-            f"{path}: model path must be a folder or asset:NAME (nothing is fetched from a hub); it does not exist"
+            f"{path}: model path must be a folder or asset:NAME (nothing is fetched from a hub);"
+            f" it does not exist"
             f"{near if 'did you mean' in near else ''}"
         )
     return folder
@@ -154,9 +178,7 @@ def _convert_gguf(source: Path, folder: Path) -> None:
             f"{source.name}: reading GGUF needs the package gguf; pip install 'ftrt[gguf]'"
         )
     with quiet():
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            source.parent, gguf_file=source.name
-        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
         model = transformers.AutoModelForCausalLM.from_pretrained(
             source.parent,
             gguf_file=source.name,
@@ -184,7 +206,8 @@ def keep_layers(model: PreTrainedModel, layers: Sequence[int]) -> None:
     ]
     if len(stacks) != 1:
         raise UnsupportedError(
-            f"model.layers: needs a model with one list of {count} blocks; {type(model).__name__} has {len(stacks)}"
+            f"model.layers: needs a model with one list of {count} blocks; {type(model).__name__}"
+            f" has {len(stacks)}"
         )
     bad = [index for index in layers if not 0 <= index < count]
     if bad or not layers:
@@ -206,7 +229,6 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else "no further word"
 
 
-
 def set_seed(seed: int) -> None:
     """Seed Python, numpy and torch, so that a fresh head starts the same way each time."""
     transformers.set_seed(seed)
@@ -221,7 +243,8 @@ def check_length(model: PreTrainedModel, max_length: int) -> None:
     positions = getattr(model.config, "max_position_embeddings", None)
     if isinstance(positions, int) and max_length > positions:
         raise ConfigError(
-            f"data.max_length: must be at most the {positions} positions of {model.config.model_type}; got {max_length}"
+            f"data.max_length: must be at most the {positions} positions of"
+            f" {model.config.model_type}; got {max_length}"
         )
 
 

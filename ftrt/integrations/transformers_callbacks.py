@@ -1,6 +1,16 @@
-"""The Trainer callbacks of a run: drive the method, record metrics, tell a listener, stop cleanly on a signal."""
+"""The Trainer callbacks of a run: drive the method, record metrics, tell a listener, stop cleanly
+on a signal.
+"""
 
-__all__ = ["InterruptCallback", "Listener", "ListenerCallback", "MethodCallback", "RecordCallback"]
+__all__ = [
+    "TIMING",
+    "InterruptCallback",
+    "Listener",
+    "ListenerCallback",
+    "MethodCallback",
+    "RecordCallback",
+    "peak_memory_bytes",
+]
 
 import json
 import resource
@@ -15,9 +25,11 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ftrt.api import Method
-from ftrt.checkpoint import explain_os_error
-from ftrt.errors import CheckpointError
+from ftrt.errors import CheckpointError, explain_os_error
 from ftrt.losses import LossHandle
+
+# what the Trainer adds to metrics about the evaluation itself
+TIMING = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
 class Listener(Protocol):
@@ -30,7 +42,9 @@ class Listener(Protocol):
         """Training begins at `step` of `total_steps`."""
 
     def advanced(self, step: int, values: dict[str, float]) -> None:
-        """Optimizer step `step` is done; `values` has tokens_per_second, memory_bytes, and loss once known."""
+        """Optimizer step `step` is done; `values` has tokens_per_second, memory_bytes, and loss
+        once known.
+        """
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
         """An evaluation during training is done."""
@@ -79,13 +93,19 @@ class RecordCallback(TrainerCallback):
     ) -> None:
         """Write one line."""
         logs = kwargs.get("logs") or {}
-        numbers = {k: v for k, v in logs.items() if isinstance(v, (int, float)) and k != "total_flos"}
-        line = json.dumps({"step": state.global_step, "epoch": round(state.epoch or 0.0, 4), **numbers})
+        numbers = {
+            k: v for k, v in logs.items() if isinstance(v, (int, float)) and k != "total_flos"
+        }
+        line = json.dumps(
+            {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4), **numbers}
+        )
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
         except OSError as error:
-            raise CheckpointError(f"{self._path}: must be writable; {explain_os_error(error)}") from None
+            raise CheckpointError(
+                f"{self._path}: must be writable; {explain_os_error(error)}"
+            ) from None
 
 
 class ListenerCallback(TrainerCallback):
@@ -126,12 +146,19 @@ class ListenerCallback(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Pass on the metrics."""
-        self._listener.evaluated(state.global_step, dict(kwargs.get("metrics") or {}))
+        """Pass on the metrics of the validation split; the held-out rows are the run's to
+        report.
+        """
+        metrics = dict(kwargs.get("metrics") or {})
+        own = {k: v for k, v in metrics.items() if k.startswith("eval_") and not k.endswith(TIMING)}
+        if own:
+            self._listener.evaluated(state.global_step, own)
 
 
 class InterruptCallback(TrainerCallback):
-    """On SIGINT or SIGTERM: finish the step, save a checkpoint, stop. A second signal stops at once."""
+    """On SIGINT or SIGTERM: finish the step, save a checkpoint, stop. A second signal stops at
+    once.
+    """
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
@@ -167,7 +194,9 @@ class InterruptCallback(TrainerCallback):
 
 
 def peak_memory_bytes() -> int:
-    """Most memory held so far: of the GPU where there is one, else resident memory of this process."""
+    """Most memory held so far: of the GPU where there is one, else resident memory of this
+    process.
+    """
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return int(torch.cuda.max_memory_allocated())
     # Linux counts in KiB, macOS in bytes

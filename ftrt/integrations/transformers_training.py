@@ -1,4 +1,6 @@
-"""Building the `transformers.Trainer`: fields checked beforehand, ftrt's defaults below the recipe's."""
+"""Building the `transformers.Trainer`: fields checked beforehand, ftrt's defaults below the
+recipe's.
+"""
 
 __all__ = [
     "TrainOutcome",
@@ -28,6 +30,7 @@ from ftrt.api import Head
 from ftrt.checkpoint import is_disk_full
 from ftrt.errors import CheckpointError, ConfigError, suggest
 from ftrt.integrations.transformers import first_line, quiet
+from ftrt.integrations.transformers_callbacks import TIMING
 
 # Fields that ftrt sets itself, with what to write instead.
 RESERVED_FIELDS = {
@@ -39,13 +42,12 @@ RESERVED_FIELDS = {
 }
 
 
-
-
 def check_training(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Validate the recipe's `training:` against the fields of `transformers.TrainingArguments`.
 
     Raises:
-        ConfigError: unknown or reserved field, or a value of the wrong type; all faults in one message.
+        ConfigError: unknown or reserved field, or a value of the wrong type; all faults in one
+            message.
     """
     hints = typing.get_type_hints(TrainingArguments)
     known = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
@@ -74,14 +76,20 @@ def _range_faults(fields: Mapping[str, Any]) -> list[str]:
         "gradient_accumulation_steps",
         "num_train_epochs",
     )
-    faults = [f"training.{n}: must be > 0; got {fields[n]}" for n in positive if n in fields and fields[n] <= 0]
+    faults = [
+        f"training.{n}: must be > 0; got {fields[n]}"
+        for n in positive
+        if n in fields and fields[n] <= 0
+    ]
     if fields.get("learning_rate", 0.0) < 0:
         faults.append(f"training.learning_rate: must be >= 0; got {fields['learning_rate']}")
     return faults
 
 
 def training_schema() -> dict[str, Any]:
-    """JSON Schema of the `training:` section: one property for each field of `TrainingArguments`."""
+    """JSON Schema of the `training:` section: one property for each field of
+    `TrainingArguments`.
+    """
     hints = typing.get_type_hints(TrainingArguments)
     properties: dict[str, Any] = {}
     for field in dataclasses.fields(TrainingArguments):
@@ -113,13 +121,16 @@ def build_trainer(
     param_groups: list[dict[str, Any]] | None,
     early_stopping: tuple[int, float] | None,
 ) -> Trainer:
-    """A plain `Trainer` over an attached model; ftrt's defaults stand below what the recipe says."""
+    """A plain `Trainer` over an attached model; ftrt's defaults stand below what the recipe
+    says.
+    """
     arguments = _arguments(head, fields, output, seed, has_validation=validation is not None)
     callbacks = list(callbacks)
     if early_stopping is not None:
         if not arguments.load_best_model_at_end:
             raise ConfigError(
-                "early_stopping: needs a validation split and evaluations that select the best checkpoint; got"
+                "early_stopping: needs a validation split and evaluations that select the best"
+                " checkpoint; got"
                 f" eval_strategy={arguments.eval_strategy.value}, load_best_model_at_end=False"
             )
         patience, min_delta = early_stopping
@@ -191,7 +202,8 @@ def run_trainer(trainer: Trainer, resume_from: Path | None) -> TrainOutcome:
     """Train to the end, or on from a checkpoint.
 
     Raises:
-        CheckpointError: the checkpoint does not fit this run or cannot be read; the disk refuses a checkpoint.
+        CheckpointError: the checkpoint does not fit this run or cannot be read; the disk refuses a
+            checkpoint.
     """
     seen = 0
     if resume_from is not None:
@@ -206,7 +218,8 @@ def run_trainer(trainer: Trainer, resume_from: Path | None) -> TrainOutcome:
         if not is_disk_full(error, output):
             raise
         raise CheckpointError(
-            f"{output}: no space is left for a checkpoint at step {trainer.state.global_step}; earlier checkpoints"
+            f"{output}: no space is left for a checkpoint at step {trainer.state.global_step};"
+            f" earlier checkpoints"
             " are intact. Free some space and run the same command with --resume"
         ) from error
     return TrainOutcome(tokens=int(trainer.state.num_input_tokens_seen) - seen)
@@ -216,9 +229,10 @@ def evaluate(trainer: Trainer, split: Any, prefix: str) -> dict[str, float]:
     """Metrics of `split`, named without a prefix; timing figures are left out."""
     with quiet():
         metrics = trainer.evaluate(split, metric_key_prefix=prefix)
-    own = {key.removeprefix(f"{prefix}_"): value for key, value in metrics.items() if key.startswith(prefix)}
-    timing = ("runtime", "samples_per_second", "steps_per_second")
-    return {key: float(value) for key, value in own.items() if not key.endswith(timing)}
+    own = {
+        k.removeprefix(f"{prefix}_"): v for k, v in metrics.items() if k.startswith(f"{prefix}_")
+    }
+    return {key: float(value) for key, value in own.items() if not key.endswith(TIMING)}
 
 
 def evaluate_model(

@@ -1,4 +1,6 @@
-"""`attach`: put a recipe's quantization, head, method and losses on a model that somebody else will train."""
+"""`attach`: put a recipe's quantization, head, method and losses on a model that somebody else will
+train.
+"""
 
 __all__ = ["Parts", "Run", "attach", "build_parts"]
 
@@ -17,9 +19,9 @@ from ftrt.errors import ConfigError, UnsupportedError, UsageError
 from ftrt.integrations import peft as peft_bridge
 from ftrt.integrations.transformers_callbacks import MethodCallback
 from ftrt.losses import TASK, LossHandle, WeightedTerm, attach_losses
-from ftrt.quantization.convert import quantize_linears
 from ftrt.recipe import LossSection, Recipe, load
 from ftrt.registry import Registry
+from ftrt.runtime.base import quantize_base
 from ftrt.runtime.snapshot import ModelSnapshot
 
 if TYPE_CHECKING:
@@ -50,7 +52,8 @@ class Run:
 
     Attributes:
         model: what to train; a `PeftModel` for adapter methods.
-        callbacks: `transformers.TrainerCallback`s to hand to the Trainer (rank schedules, loss schedules).
+        callbacks: `transformers.TrainerCallback`s to hand to the Trainer (rank schedules, loss
+            schedules).
         param_groups: optimizer groups if the method wants its own, else None.
         base_fingerprint: identity of the base, recorded with the adapter.
         quantized: names of the layers that were turned into int8.
@@ -70,14 +73,16 @@ class Run:
     _snapshot: ModelSnapshot | None = field(repr=False)
 
     def detach(self) -> nn.Module:
-        """Put the model back exactly as `attach` found it and return it; what was trained is dropped.
+        """Put the model back exactly as `attach` found it and return it; what was trained is
+        dropped.
 
         Raises:
             UsageError: attached with `restorable=False`, or detached already.
         """
         if self._snapshot is None:
             raise UsageError(
-                "run.detach: the run must be restorable and still attached; it was attached with restorable=False"
+                "run.detach: the run must be restorable and still attached; it was attached with"
+                " restorable=False"
                 " or is detached already"
             )
         if self.losses is not None:
@@ -91,7 +96,10 @@ class Run:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._snapshot is not None:
             self.detach()
@@ -108,19 +116,27 @@ def build_parts(recipe: Recipe, registry: Registry) -> Parts:
     method = registry.method(recipe.method) if recipe.method else None
     if method is not None and recipe.quantization and not method.supports_quantized_base:
         raise UnsupportedError(
-            f"method {method.name!r}: trains the base's own weights, which int8 cannot be; got quantization:"
-            f" {recipe.quantization.dtype}. Remove `quantization`, or choose an adapter method such as lora"
+            f"method {method.name!r}: trains the base's own weights, which int8 cannot be; got"
+            f" quantization:"
+            f" {recipe.quantization.dtype}. Remove `quantization`, or choose an adapter method"
+            f" such as lora"
         )
     losses = []
     for section in recipe.losses:
         if section.name == TASK:
             if section.options or section.teacher:
-                raise ConfigError(f"losses: the term {TASK!r} takes weight and schedule only; got {section.options}")
+                raise ConfigError(
+                    f"losses: the term {TASK!r} takes weight and schedule only; got"
+                    f" {section.options}"
+                )
             losses.append((section, None, None))
             continue
         term = registry.loss(section)
         if term.needs_signal and section.teacher is None:
-            raise ConfigError(f"loss {term.name!r}: needs `teacher: PATH` (or teacher: {{name: ...}}); none is given")
+            raise ConfigError(
+                f"loss {term.name!r}: needs `teacher: PATH` (or teacher: {{name: ...}}); none is"
+                f" given"
+            )
         if section.teacher is not None and not term.needs_signal:
             raise ConfigError(f"loss {term.name!r}: reads no teacher; remove `teacher`")
         signal = registry.signal(section.teacher) if section.teacher else None
@@ -143,12 +159,12 @@ def attach(
         model: a float model, usually a `PreTrainedModel`. It is changed in place.
         recipe: a YAML file, a mapping of the same shape, or a `Recipe`.
         tokenizer: for heads that need one (padding of decoder-only classifiers).
-        restorable: keep what `run.detach()` needs. With an int8 base that includes the float weights; False frees
-            them.
+        restorable: keep what `run.detach()` needs. With an int8 base that includes the float
+            weights; False frees them.
 
     Raises:
-        ConfigError, PluginError, UnsupportedError: before the model is touched where that can be known, otherwise
-            after putting it back.
+        ConfigError, PluginError, UnsupportedError: before the model is touched where that can be
+            known, otherwise after putting it back.
     """
     registry = Registry()
     parts = build_parts(registry.expand(load(recipe)), registry)
@@ -178,7 +194,10 @@ def attach_parts(
 
 
 def _attach(
-    model: nn.Module, parts: Parts, tokenizer: "PreTrainedTokenizerBase | None", snapshot: ModelSnapshot
+    model: nn.Module,
+    parts: Parts,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    snapshot: ModelSnapshot,
 ) -> Run:
     recipe, head, method = parts.recipe, parts.head, parts.method
     original = model
@@ -186,15 +205,7 @@ def _attach(
         model = head.attach(model, tokenizer)  # type: ignore[arg-type]
     fingerprint = base_fingerprint(model)
     new_modules = head.new_modules(model) if head is not None else []
-    quantized: list[str] = []
-    if recipe.quantization is not None:
-        section = recipe.quantization
-        quantized = quantize_linears(
-            model,
-            section.granularity,
-            [*section.skip, *new_modules],
-            group_size=section.group_size,
-        )
+    quantized = quantize_base(model, recipe.quantization, new_modules)
     if isinstance(method, ModelMethod):
         method.prepare(model, new_modules)
     elif method is not None:
@@ -202,7 +213,9 @@ def _attach(
             model, method, new_modules=new_modules, task_type=head.task_type if head else None
         )
     losses = _attach_losses(model, parts)
-    callbacks: list[TrainerCallback] = [MethodCallback(method, losses)] if method is not None else []
+    callbacks: list[TrainerCallback] = (
+        [MethodCallback(method, losses)] if method is not None else []
+    )
     run = Run(
         model=model,
         recipe=recipe,
@@ -219,7 +232,9 @@ def _attach(
     )
     parts.registry.manager.call("after_attach", run=run)
     trainable, total = count_trainable(model)
-    logger.info("attached: %d of %d parameters train, %d layers in int8", trainable, total, len(quantized))
+    logger.info(
+        "attached: %d of %d parameters train, %d layers in int8", trainable, total, len(quantized)
+    )
     return run
 
 

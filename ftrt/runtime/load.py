@@ -22,16 +22,18 @@ from ftrt.errors import CheckpointError, ConfigError, UsageError
 from ftrt.integrations import peft as peft_bridge
 from ftrt.integrations import transformers as bridge
 from ftrt.integrations import transformers_training as training
-from ftrt.quantization.convert import quantize_linears
 from ftrt.recipe import DataSection, Recipe, parse
 from ftrt.registry import Registry
+from ftrt.runtime.base import quantize_base, read_base
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A run folder read back: the model in eval mode, its tokenizer, its head, and what `ftrt.json` says."""
+    """A run folder read back: the model in eval mode, its tokenizer, its head, and what `ftrt.json`
+    says.
+    """
 
     model: Any
     tokenizer: Any
@@ -42,7 +44,11 @@ class LoadedRun:
 
 
 def load_run(
-    path: str | Path, *, base: str | None = None, dtype: str | None = None, quantized: bool | None = None
+    path: str | Path,
+    *,
+    base: str | None = None,
+    dtype: str | None = None,
+    quantized: bool | None = None,
 ) -> LoadedRun:
     """Read a run folder back.
 
@@ -53,31 +59,35 @@ def load_run(
         quantized: put the base in int8; as the recipe had it by default.
 
     Raises:
-        CheckpointError: not a run folder, files missing or corrupt, or the base is not the one it was trained on.
+        CheckpointError: not a run folder, files missing or corrupt, or the base is not the one it
+            was trained on.
     """
     folder = Path(path).expanduser()
     info = _info(folder)
     recipe = parse(info["recipe"], str(folder / checkpoint.RUN_INFO))
     registry = Registry()
     if recipe.head is None or recipe.model is None:
-        raise CheckpointError(f"{folder / checkpoint.RUN_INFO}: must name model and head; the run was not made by train")
+        raise CheckpointError(
+            f"{folder / checkpoint.RUN_INFO}: must name model and head; the run was not made by"
+            f" train"
+        )
     head = registry.head(recipe.head)
     head.load_state(info["head"]["state"])
     tokenizer = bridge.load_tokenizer(str(folder))
     is_adapter = info["kind"] == "adapter"
     source = base or recipe.model.path if is_adapter else str(folder)
-    model: Any = bridge.load_model(
-        source, head.auto_class, dtype=dtype or recipe.model.dtype, options=head.model_options()
+    # a full model's own config.json already has the blocks and settings it was trained with
+    section = (
+        recipe.model
+        if is_adapter
+        else recipe.model.model_copy(update={"layers": None, "config": {}})
     )
+    model: Any = read_base(section, head, path=source, dtype=dtype)
     if is_adapter:
-        if recipe.model.layers is not None:
-            bridge.keep_layers(model, recipe.model.layers)
         model = head.attach(model, tokenizer)
         _check_base(model, info, source, folder)
-        section = recipe.quantization
-        if section is not None and quantized is not False:
-            skip = [*section.skip, *head.new_modules(model)]
-            quantize_linears(model, section.granularity, skip, group_size=section.group_size)
+        if quantized is not False:
+            quantize_base(model, recipe.quantization, head.new_modules(model))
         model = peft_bridge.load(model, folder)
     return LoadedRun(model.eval(), tokenizer, head, recipe, info, folder)
 
@@ -89,10 +99,14 @@ def _info(folder: Path) -> dict[str, Any]:
     if info is None:
         unfinished = checkpoint.last_checkpoint(folder)
         hint = "; training has not finished: `ftrt train RECIPE --resume`" if unfinished else ""
-        raise CheckpointError(f"{folder}: must be a run folder with {checkpoint.RUN_INFO}; it has none{hint}")
+        raise CheckpointError(
+            f"{folder}: must be a run folder with {checkpoint.RUN_INFO}; it has none{hint}"
+        )
     missing = [key for key in ("recipe", "head", "kind", "base") if not info.get(key)]
     if missing:
-        raise CheckpointError(f"{folder / checkpoint.RUN_INFO}: must hold {', '.join(missing)}; it does not")
+        raise CheckpointError(
+            f"{folder / checkpoint.RUN_INFO}: must hold {', '.join(missing)}; it does not"
+        )
     return info
 
 
@@ -100,7 +114,8 @@ def _check_base(model: Any, info: Mapping[str, Any], source: str, folder: Path) 
     expected, found = info["base"]["fingerprint"], checkpoint.base_fingerprint(model)
     if found != expected:
         raise CheckpointError(
-            f"{folder}: its base must be the model it was trained on (fingerprint {expected[:16]}); {source} has"
+            f"{folder}: its base must be the model it was trained on (fingerprint"
+            f" {expected[:16]}); {source} has"
             f" {found[:16]}; give the right one with --base"
         )
 
@@ -124,7 +139,12 @@ def load_model(path: str, *, head: Head | None = None, dtype: str = "float32") -
 
 
 def evaluate_run(
-    path: str | Path, *, data: str | None = None, split: str = "test", batch_size: int = 32, base: str | None = None
+    path: str | Path,
+    *,
+    data: str | None = None,
+    split: str = "test",
+    batch_size: int = 32,
+    base: str | None = None,
 ) -> dict[str, Any]:
     """Measure a run on a file, or on a split of its own data.
 
@@ -140,28 +160,45 @@ def evaluate_run(
     transforms = [registry.transform(item) for item in section.transforms]
     if data is not None:
         section = DataSection(
-            train=data, validation=None, test=None, columns=section.columns, on_bad_row=section.on_bad_row,
-            max_length=section.max_length, where=section.where if data.startswith("asset:") else {},
+            train=data,
+            validation=None,
+            test=None,
+            columns=section.columns,
+            on_bad_row=section.on_bad_row,
+            max_length=section.max_length,
+            where=section.where if data.startswith("asset:") else {},
         )
         split = "train"
     splits = load_splits(
-        section, columns=run.head.columns, optional=run.head.optional_columns, transforms=transforms
+        section,
+        columns=run.head.columns,
+        optional=run.head.optional_columns,
+        transforms=transforms,
+        answers=run.head.answer_columns,
     )
     rows = {"train": splits.train, "validation": splits.validation, "test": splits.test}.get(split)
     if not rows:
         raise UsageError(
-            f"{path}: its recipe has no {split} split; choose another with --split, or give rows with --data FILE"
+            f"{path}: its recipe has no {split} split; choose another with --split, or give rows"
+            f" with --data FILE"
         )
     encoded = encode_split(run.head, rows, run.tokenizer, max_length=section.max_length)
-    metrics = training.evaluate_model(run.model, run.head, run.tokenizer, encoded, batch_size=batch_size)
+    metrics = training.evaluate_model(
+        run.model, run.head, run.tokenizer, encoded, batch_size=batch_size
+    )
     return {**metrics, "rows": len(rows)}
 
 
 def predict_run(
-    path: str | Path, rows: Sequence[Mapping[str, Any] | str] | str | Path, *, base: str | None = None,
+    path: str | Path,
+    rows: Sequence[Mapping[str, Any] | str] | str | Path,
+    *,
+    base: str | None = None,
     batch_size: int = 32,
 ) -> list[dict[str, Any]]:
-    """Answers of a run for rows, or for the rows of a file; the columns are mapped as in its recipe."""
+    """Answers of a run for rows, or for the rows of a file; the columns are mapped as in its
+    recipe.
+    """
     run = load_run(path, base=base)
     if isinstance(rows, list) and all(isinstance(row, str) for row in rows):
         column = next(iter(run.head.columns))
@@ -176,16 +213,22 @@ def predict_run(
             mapping=section.columns,
             transforms=[registry.transform(item) for item in section.transforms],
             on_bad_row=section.on_bad_row,
+            answers=run.head.answer_columns,
         )
     answers: list[dict[str, Any]] = []
     for start in range(0, len(rows), batch_size):
         answers += run.head.predict(
-            run.model, run.tokenizer, rows[start : start + batch_size], max_length=run.recipe.data.max_length
+            run.model,
+            run.tokenizer,
+            rows[start : start + batch_size],
+            max_length=run.recipe.data.max_length,
         )
     return answers
 
 
-def merge_run(path: str | Path, output: str | Path, *, base: str | None = None, dtype: str = "float32") -> Path:
+def merge_run(
+    path: str | Path, output: str | Path, *, base: str | None = None, dtype: str = "float32"
+) -> Path:
     """Merge a run's adapter into its base and write a plain transformers model to `output`.
 
     The adapter is added to the base's original float weights (the int8 rounding is not baked in).

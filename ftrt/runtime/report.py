@@ -47,17 +47,23 @@ def run_info(
 
 
 def write_loss_plot(path: Path) -> None:
-    """Draw `loss.png` from `metrics.jsonl`: training loss, and validation loss where there is one."""
+    """Draw `loss.png` from `metrics.jsonl`: training loss, and validation loss where there is
+    one.
+    """
     # matplotlib takes half a second to import and only this needs it
     from matplotlib.figure import Figure
 
-    rows = [json.loads(line) for line in (path / checkpoint.METRICS).read_text("utf-8").splitlines()]
+    rows = [
+        json.loads(line) for line in (path / checkpoint.METRICS).read_text("utf-8").splitlines()
+    ]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     for key, label in (("loss", "training"), ("eval_loss", "validation")):
         points = [(row["step"], row[key]) for row in rows if key in row]
         if points:
-            axes.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) < 30 else None)
+            axes.plot(
+                *zip(*points, strict=True), label=label, marker="o" if len(points) < 30 else None
+            )
     axes.set(xlabel="optimizer step", ylabel="loss")
     axes.grid(alpha=0.3)
     if axes.has_data():
@@ -98,7 +104,8 @@ def card(path: Path, info: Mapping[str, Any]) -> str:
         "",
         "## How it was made",
         "",
-        f"- {results['trainable_parameters']:,} of {results['all_parameters']:,} parameters trained,"
+        f"- {results['trainable_parameters']:,} of {results['all_parameters']:,} parameters"
+        f" trained,"
         f" {len(info['quantized_layers'])} layers held in int8",
         f"- {results['steps']} optimizer steps in {results['train_seconds']:.0f} s,"
         f" {results['tokens_per_second']:.0f} tokens/s,"
@@ -120,8 +127,8 @@ def card(path: Path, info: Mapping[str, Any]) -> str:
         lines += [
             "",
             "or, on a base of your own that is the same model,",
-            f'`ftrt.load(model, "{path}")`; for a method that PEFT itself has, `PeftModel.from_pretrained`'
-            " loads it without ftrt.",
+            f'`ftrt.load(model, "{path}")`; for a method that PEFT itself has,'
+            " `PeftModel.from_pretrained` loads it without ftrt.",
         ]
     return "\n".join(lines) + "\n"
 

@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
-# The module attributes that hold structure: restoring these undoes replaced layers, added hooks and new parameters.
+# The module attributes that hold structure: restoring these undoes replaced layers, added hooks and
+# new parameters.
 _CONTAINERS = (dict, OrderedDict, set, list)
 
 
 class ModelSnapshot:
     """The structure of a model, and the values of what a method is about to train.
 
-    Frozen tensors are kept by reference, so a snapshot of a model that only gets adapters costs no copy of its
-    weights. `keep_values` copies those that will train.
+    Frozen tensors are kept by reference, so a snapshot of a model that only gets adapters costs no
+    copy of its weights. `keep_values` copies those that will train.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -29,7 +30,9 @@ class ModelSnapshot:
         self._values: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def keep_values(self) -> None:
-        """Copy every original tensor that training can change: trainable parameters, and buffers."""
+        """Copy every original tensor that training can change: trainable parameters, and
+        buffers.
+        """
         self._values = [(p, p.detach().clone()) for p, _ in self._requires_grad if p.requires_grad]
         for module, state in self._modules:
             buffers = state.get("_buffers", {})
@@ -37,7 +40,9 @@ class ModelSnapshot:
             del module
 
     def restore(self) -> None:
-        """Put structure, hooks, flags, config and values back; the model object stays the same one."""
+        """Put structure, hooks, flags, config and values back; the model object stays the same
+        one.
+        """
         for module, kind in self._classes:
             if module.__class__ is not kind:
                 module.__class__ = kind
@@ -56,4 +61,7 @@ class ModelSnapshot:
 
 
 def _shallow(state: dict[str, Any]) -> dict[str, Any]:
-    return {key: value.copy() if isinstance(value, _CONTAINERS) else value for key, value in state.items()}
+    return {
+        key: value.copy() if isinstance(value, _CONTAINERS) else value
+        for key, value in state.items()
+    }

@@ -4,15 +4,16 @@ __all__ = ["TrainResult", "train"]
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ftrt import checkpoint
 from ftrt.api import Head, count_trainable
 from ftrt.data import EncodedSplit, Splits, encode_split, load_splits
-from ftrt.errors import CheckpointError, ConfigError, InterruptedRun
+from ftrt.data.rows import Row
+from ftrt.errors import CheckpointError, ConfigError, InterruptedRun, explain_os_error
 from ftrt.integrations import transformers as bridge
 from ftrt.integrations import transformers_training as training
 from ftrt.integrations.transformers_callbacks import (
@@ -25,9 +26,15 @@ from ftrt.integrations.transformers_callbacks import (
 from ftrt.recipe import Recipe, load
 from ftrt.registry import Registry
 from ftrt.runtime.attach import Parts, Run, attach_parts, build_parts
+from ftrt.runtime.base import read_base
 from ftrt.runtime.report import run_info, write_card, write_loss_plot
 
+if TYPE_CHECKING:
+    from transformers import Trainer
+
 logger = logging.getLogger(__name__)
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -36,8 +43,10 @@ class TrainResult:
 
     Attributes:
         run_dir: the run folder.
-        before: metrics of the held-out split before training; empty unless the recipe sets `baseline`.
-        after: metrics of the held-out split (test, else validation) after training; empty without such a split.
+        before: metrics of the held-out split before training; empty unless the recipe sets
+            `baseline`.
+        after: metrics of the held-out split (test, else validation) after training; empty without
+            such a split.
         train_seconds: wall time of the optimizer steps, evaluations and checkpoints included.
         tokens_per_second: trained tokens, padding not counted, over that time.
     """
@@ -84,7 +93,8 @@ def train(
     """Fine-tune as the recipe says and write the run folder.
 
     Args:
-        recipe: a YAML file, a mapping, or a `Recipe` with model, method, head, data.train and output.
+        recipe: a YAML file, a mapping, or a `Recipe` with model, method, head, data.train and
+            output.
         overrides: `key=value` strings that win over the recipe.
         resume: go on from the newest complete checkpoint in the output folder.
         overwrite: replace a run folder that stands there.
@@ -115,77 +125,67 @@ def _check_complete(recipe: Recipe) -> None:
         "data.train": (recipe.data.train, "data: {train: train.jsonl}"),
         "output": (recipe.output, "output: ./out"),
     }
-    missing = [f"recipe: {key}: must be given, say `{example}`" for key, (value, example) in needed.items() if not value]
+    missing = [
+        f"recipe: {key}: must be given, say `{example}`"
+        for key, (value, example) in needed.items()
+        if not value
+    ]
     if missing:
         raise ConfigError("\n".join(missing))
 
 
-def _prepare(parts: Parts, output: Path, say: Any) -> _Job:
+def _prepare(parts: Parts, output: Path, say: Say) -> _Job:
     recipe, head = parts.recipe, parts.head
-    assert recipe.model is not None and head is not None  # noqa: S101 - _check_complete
+    if recipe.model is None or head is None:
+        raise ConfigError("recipe: model and head must be given")
     transforms = [parts.registry.transform(section) for section in recipe.data.transforms]
     say(f"reading {recipe.data.train}")
     splits = load_splits(
-        recipe.data, columns=head.columns, optional=head.optional_columns, transforms=transforms
+        recipe.data,
+        columns=head.columns,
+        optional=head.optional_columns,
+        transforms=transforms,
+        answers=head.answer_columns,
     )
     head.fit(splits.train)
     say(f"reading {recipe.model.path}")
     bridge.set_seed(recipe.seed)
     tokenizer = bridge.load_tokenizer(recipe.model.path)
-    model = bridge.load_model(
-        recipe.model.path, head.auto_class, dtype=recipe.model.dtype, options=head.model_options()
-    )
-    if recipe.model.layers is not None:
-        bridge.keep_layers(model, recipe.model.layers)
-    max_length = recipe.data.max_length
-    bridge.check_length(model, max_length)
+    model = read_base(recipe.model, head)
+    bridge.check_length(model, recipe.data.max_length)
+
+    def encode(rows: Sequence[Row] | None) -> EncodedSplit | None:
+        length = recipe.data.max_length
+        return encode_split(head, rows, tokenizer, max_length=length) if rows else None
+
     say(f"encoding {len(splits.train)} training rows")
-    train_split = encode_split(head, splits.train, tokenizer, max_length=max_length)
-    validation = (
-        encode_split(head, splits.validation, tokenizer, max_length=max_length)
-        if splits.validation
-        else None
-    )
-    held_out = (
-        encode_split(head, splits.test, tokenizer, max_length=max_length) if splits.test else validation
-    )
-    if train_split.truncated_rows:
-        share = train_split.truncated_rows / len(train_split)
-        say(
-            f"max_length {max_length} cuts {train_split.truncated_tokens} tokens from"
-            f" {train_split.truncated_rows} training rows ({share:.0%})"
-        )
+    train_split = encode_split(head, splits.train, tokenizer, max_length=recipe.data.max_length)
+    validation = encode(splits.validation)
+    held_out = encode(splits.test) or validation
+    _report_truncation(train_split, recipe.data.max_length, say)
     run = attach_parts(model, parts, tokenizer=tokenizer, restorable=False)
     return _Job(recipe, output, splits, tokenizer, run, head, train_split, validation, held_out)
 
 
+def _report_truncation(split: EncodedSplit, max_length: int, say: Say) -> None:
+    if split.truncated_rows:
+        share = split.truncated_rows / len(split)
+        say(
+            f"max_length {max_length} cuts {split.truncated_tokens} tokens from"
+            f" {split.truncated_rows} training rows ({share:.0%})"
+        )
+
+
 def _run(
-    job: _Job, fields: dict[str, Any], listener: Listener | None, say: Any, *, resume: bool
+    job: _Job, fields: dict[str, Any], listener: Listener | None, say: Say, *, resume: bool
 ) -> TrainResult:
-    recipe, run, output = job.recipe, job.run, job.output
     interrupt = InterruptCallback()
-    callbacks = [*run.callbacks, RecordCallback(output / checkpoint.METRICS), interrupt]
-    if listener is not None:
-        callbacks.append(ListenerCallback(listener))
-    stopping = recipe.early_stopping
-    trainer = training.build_trainer(
-        run.model,
-        job.head,
-        job.tokenizer,
-        fields=fields,
-        output=output / checkpoint.CHECKPOINTS,
-        seed=recipe.seed,
-        train=job.train,
-        validation=job.validation,
-        callbacks=callbacks,
-        param_groups=run.param_groups,
-        early_stopping=(stopping.patience, stopping.min_delta) if stopping else None,
-    )
+    trainer = _trainer(job, fields, listener, interrupt)
     before: dict[str, float] = {}
-    if recipe.baseline and job.held_out is not None:
+    if job.recipe.baseline and job.held_out is not None:
         say(f"measuring {len(job.held_out)} held-out rows before training")
         before = training.evaluate(trainer, job.held_out, "before")
-    resume_from = checkpoint.last_checkpoint(output) if resume else None
+    resume_from = checkpoint.last_checkpoint(job.output) if resume else None
     if resume and resume_from is None:
         say("no checkpoint to resume from; starting at step 0")
     started = time.perf_counter()
@@ -196,19 +196,14 @@ def _run(
         if listener is not None:
             listener.finished()
     seconds = time.perf_counter() - started
-    if interrupt.signal_name is not None and trainer.state.global_step < trainer.state.max_steps:
-        raise InterruptedRun(
-            f"interrupted by {interrupt.signal_name} at step {trainer.state.global_step} of"
-            f" {trainer.state.max_steps}; the checkpoint in {output / checkpoint.CHECKPOINTS} has everything:"
-            " run the same command with --resume to go on"
-        )
+    _raise_if_interrupted(interrupt, trainer.state, job.output)
     after: dict[str, float] = {}
     if job.held_out is not None:
         say(f"measuring {len(job.held_out)} held-out rows")
         after = training.evaluate(trainer, job.held_out, "after")
-    trainable, total = count_trainable(run.model)
+    trainable, total = count_trainable(job.run.model)
     result = TrainResult(
-        run_dir=output,
+        run_dir=job.output,
         before=before,
         after=after,
         train_seconds=seconds,
@@ -223,26 +218,53 @@ def _run(
     return result
 
 
+def _trainer(
+    job: _Job, fields: dict[str, Any], listener: Listener | None, interrupt: InterruptCallback
+) -> "Trainer":
+    run, recipe, stopping = job.run, job.recipe, job.recipe.early_stopping
+    record = RecordCallback(job.output / checkpoint.METRICS)
+    callbacks = [*run.callbacks, record, interrupt]
+    if listener is not None:
+        callbacks.append(ListenerCallback(listener))
+    return training.build_trainer(
+        run.model,
+        job.head,
+        job.tokenizer,
+        fields=fields,
+        output=job.output / checkpoint.CHECKPOINTS,
+        seed=recipe.seed,
+        train=job.train,
+        validation=job.validation,
+        callbacks=callbacks,
+        param_groups=run.param_groups,
+        early_stopping=(stopping.patience, stopping.min_delta) if stopping else None,
+    )
+
+
+def _raise_if_interrupted(interrupt: InterruptCallback, state: Any, output: Path) -> None:
+    if interrupt.signal_name is not None and state.global_step < state.max_steps:
+        raise InterruptedRun(
+            f"interrupted by {interrupt.signal_name} at step {state.global_step} of"
+            f" {state.max_steps};"
+            f" the checkpoint in {output / checkpoint.CHECKPOINTS} has everything:"
+            " run the same command with --resume to go on"
+        )
+
+
 def _save(job: _Job, result: TrainResult) -> None:
     output = job.output
     try:
         bridge.save(job.run.model, job.tokenizer, output)
     except OSError as error:
         raise CheckpointError(
-            f"{output}: saving the trained weights failed; {checkpoint.explain_os_error(error)}. The last"
+            f"{output}: saving the trained weights failed; {explain_os_error(error)}."
+            f" The last"
             f" checkpoint in {output / checkpoint.CHECKPOINTS} is intact"
         ) from None
-    info = run_info(
-        job.run,
-        job.splits,
-        result.to_json(),
-        encoded={
-            name: {"rows": len(split), "tokens": split.tokens, "truncated_rows": split.truncated_rows,
-                   "truncated_tokens": split.truncated_tokens}
-            for name, split in (("train", job.train), ("held_out", job.held_out))
-            if split is not None
-        },
-    )
+    encoded = {"train": job.train.summary()}
+    if job.held_out is not None:
+        encoded["held_out"] = job.held_out.summary()
+    info = run_info(job.run, job.splits, result.to_json(), encoded=encoded)
     checkpoint.write_run_info(output, info)
     write_loss_plot(output)
     write_card(output, info)

@@ -1,4 +1,6 @@
-"""The conformance kit: what ftrt's own plugins pass and what plugin authors run in their own tests."""
+"""The conformance kit: what ftrt's own plugins pass and what plugin authors run in their own
+tests.
+"""
 
 __all__ = ["assert_close", "check_head", "check_loss", "check_method", "tolerance"]
 

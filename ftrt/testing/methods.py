@@ -4,7 +4,7 @@ __all__ = ["check_method"]
 
 import random
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from ftrt.api import LinearMethod, Method, ModelMethod, PeftMethod
+from ftrt.testing.claims import require_claims
 from ftrt.testing.method_adapter_claims import ADAPTER_CLAIMS, runs_on_int8
-from ftrt.testing.method_claims import COMMON_CLAIMS, CONTRACT_CLAIMS, Claim
-from ftrt.testing.method_subjects import Subject, subject_of
+from ftrt.testing.method_claims import COMMON_CLAIMS, CONTRACT_CLAIMS
+from ftrt.testing.method_subjects import subject_of
 from ftrt.testing.toy_model import ToyModel
 
 MODEL_SEED = 0
@@ -56,28 +57,10 @@ def check_method(
         warnings.simplefilter("ignore")
         torch.manual_seed(MODEL_SEED)
         subject = subject_of(method_class, options, ToyModel() if model is None else model)
-        _raise_failures(subject, CONTRACT_CLAIMS)
+        require_claims(method_class.__name__, subject, CONTRACT_CLAIMS)
         extra = () if issubclass(method_class, ModelMethod) else ADAPTER_CLAIMS
-        _raise_failures(subject, (*COMMON_CLAIMS, runs_on_int8, *extra))
-
-
-def _raise_failures(subject: Subject, claims: Sequence[Claim]) -> None:
-    failures = [line for claim in claims if (line := _failure(subject, claim))]
-    if failures:
-        head = f"{subject.method_class.__name__}: {len(failures)} of {len(claims)} claims fail"
-        raise AssertionError("\n- ".join([head, *failures]))
-
-
-def _failure(subject: Subject, claim: Claim) -> str | None:
-    label = claim.__name__.replace("_", " ")
-    try:
-        claim(subject)
-    except AssertionError as error:
-        return f"{label}: {error}"
-    # the method's own code runs here, and whatever it raises is a failed claim with that reason
-    except Exception as error:
-        return f"{label}: must not raise; raised {type(error).__name__}: {error}"
-    return None
+        claims = (*COMMON_CLAIMS, runs_on_int8, *extra)
+        require_claims(method_class.__name__, subject, claims)
 
 
 @contextmanager

@@ -30,10 +30,10 @@ def tolerance(dtype: torch.dtype, k: int = 1) -> tuple[float, float]:
 def assert_close(actual: Tensor, expected: Tensor, *, k: int = 1, what: str = "") -> None:
     """Assert |actual - expected| <= atol · rms(expected) + rtol · |expected| everywhere.
 
-    rtol and atol are `tolerance` of the less precise of the two dtypes, so `expected` may be float64
-    where `actual` is not. The root mean square stands for the size of the terms, which may cancel
-    in one place. It makes the bound independent of scale: where all of `expected` is 0, `actual`
-    must be. NaNs never agree, equal infinities do.
+    rtol and atol are `tolerance` of the less precise of the two dtypes, so `expected` may be
+    float64 where `actual` is not. The root mean square stands for the size of the terms, which may
+    cancel in one place. It makes the bound independent of scale: where all of `expected` is 0,
+    `actual` must be. NaNs never agree, equal infinities do.
 
     Args:
         actual: any shape.

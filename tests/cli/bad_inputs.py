@@ -1,6 +1,7 @@
 """Wrong inputs a user can give, with the exit code and message each one ends with.
 
-`FTRT_WRITE_DOCS=1 python -m pytest tests/cli/test_bad_inputs.py` writes docs/errors.md from what really happens.
+`FTRT_WRITE_DOCS=1 python -m pytest tests/cli/test_bad_inputs.py` writes docs/errors.md from what
+really happens.
 """
 
 import json
@@ -63,7 +64,9 @@ CASES: list[Case] = []
 
 
 def case(title: str, exit_code: int, message: str) -> Callable[[Callable[[Place], Any]], None]:
-    """Add a case; the function returns the arguments, or None for `train` with its changed recipe."""
+    """Add a case; the function returns the arguments, or None for `train` with its changed
+    recipe.
+    """
 
     def add(make: Callable[[Place], Any]) -> None:
         def arguments(place: Place) -> list[str]:
@@ -77,11 +80,13 @@ def case(title: str, exit_code: int, message: str) -> Callable[[Callable[[Place]
 def rows(count: int, label: str | None = None) -> str:
     """jsonl text of distinct reviews."""
     return "".join(
-        json.dumps({"text": f"good film {'very ' * i}", "label": label or str(i % 2)}) + "\n" for i in range(count)
+        json.dumps({"text": f"good film {'very ' * i}", "label": label or str(i % 2)}) + "\n"
+        for i in range(count)
     )
 
 
-# ------------------------------------------------------------------------------------------------ usage
+# ------------------------------------------------------------------------------------------------
+# usage
 
 
 @case("unknown command", 2, "No such command 'trian'.*did you mean.*train")
@@ -121,7 +126,8 @@ def _(place):
     return ["merge", str(broken), str(place.folder / "merged")]
 
 
-# ----------------------------------------------------------------------------------------------- recipe
+# -----------------------------------------------------------------------------------------------
+# recipe
 
 
 @case("recipe file missing", 3, "the recipe must be a file; it does not exist")
@@ -164,7 +170,9 @@ def _(place):
     place.tree["method"] = {"name": "lora", "rank": 0}
 
 
-@case("unknown training field", 3, "unknown key 'training.learnig_rate'; did you mean 'learning_rate'")
+@case(
+    "unknown training field", 3, "unknown key 'training.learnig_rate'; did you mean 'learning_rate'"
+)
 def _(place):
     place.tree["training"]["learnig_rate"] = 1e-3
 
@@ -209,7 +217,8 @@ def _(place):
     place.tree.pop("model")
 
 
-# ------------------------------------------------------------------------------------------------- data
+# -------------------------------------------------------------------------------------------------
+# data
 
 
 @case("data file missing", 4, "reviews.jsonl.*does not exist")
@@ -275,7 +284,8 @@ def _(place):
     place.tree["data"]["train"] = "asset:rotten-tomatos"
 
 
-# ------------------------------------------------------------------------------- models and run folders
+# ------------------------------------------------------------------------------- models and run
+# folders
 
 
 @case("model folder missing", 5, "model path must be a folder or asset:NAME")
@@ -370,7 +380,8 @@ def _(place):
     return ["merge", str(place.run), str(place.copy_of_run())]
 
 
-# ---------------------------------------------------------------------------------------------- plugins
+# ----------------------------------------------------------------------------------------------
+# plugins
 
 
 @case("method misspelt", 6, "method 'laro'.*did you mean 'lora'")
@@ -378,7 +389,11 @@ def _(place):
     place.tree["method"] = {"name": "laro"}
 
 
-@case("a loss where a method belongs", 6, "method 'logit_kl': no installed plugin offers it; a loss has that name")
+@case(
+    "a loss where a method belongs",
+    6,
+    "method 'logit_kl': no installed plugin offers it; a loss has that name",
+)
 def _(place):
     place.tree["method"] = {"name": "logit_kl"}
 

@@ -1,4 +1,6 @@
-"""Every wrong input ends with its exit code and a message that says where, what and how to mend it."""
+"""Every wrong input ends with its exit code and a message that says where, what and how to mend
+it.
+"""
 
 import copy
 import importlib.util
@@ -11,7 +13,9 @@ import pytest
 
 import ftrt
 
-spec = importlib.util.spec_from_file_location("bad_inputs", Path(__file__).with_name("bad_inputs.py"))
+spec = importlib.util.spec_from_file_location(
+    "bad_inputs", Path(__file__).with_name("bad_inputs.py")
+)
 bad_inputs = importlib.util.module_from_spec(spec)
 sys.modules["bad_inputs"] = bad_inputs
 spec.loader.exec_module(bad_inputs)
@@ -19,10 +23,10 @@ spec.loader.exec_module(bad_inputs)
 DOCS = Path(__file__).parents[2] / "docs" / "errors.md"
 HEADER = """# What goes wrong, and what ftrt says
 
-Exit codes: 0 done, 1 a bug in ftrt, 2 usage, 3 recipe, 4 data, 5 model or run folder, 6 plugin, 130 interrupted.
-No traceback is shown without `--debug`. With `--json` the same stands in an object `{"error": {...}}` on stdout.
-This table is written by the test suite from what really happens; `…` is the user's folder. Faults inside plugins
-are in [plugins.md](plugins.md).
+Exit codes: 0 done, 1 a bug in ftrt, 2 usage, 3 recipe, 4 data, 5 model or run folder, 6 plugin, 130
+interrupted. No traceback is shown without `--debug`. With `--json` the same stands in an object
+`{"error": {...}}` on stdout. This table is written by the test suite from what really happens; `…`
+is the user's folder. Faults inside plugins are in [plugins.md](plugins.md).
 
 | input | exit code | message |
 |---|---|---|
@@ -83,4 +87,8 @@ def test_json_errors_are_one_object_on_stdout(place, capsys):
     place.tree["trianing"] = {}
     assert bad_inputs.run(["train", place.recipe(), "--json"], as_json=True) == 3
     error = json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
-    assert error["type"] == "ConfigError" and error["exit_code"] == 3 and "trianing" in error["message"]
+    assert (
+        error["type"] == "ConfigError"
+        and error["exit_code"] == 3
+        and "trianing" in error["message"]
+    )

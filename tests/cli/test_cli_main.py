@@ -12,6 +12,7 @@ import typer
 
 from ftrt import cli, errors
 from ftrt.cli import COMMANDS, faults, run
+from ftrt.cli.output import print_json
 
 
 @pytest.fixture
@@ -266,3 +267,34 @@ def test_explain_keeps_a_usage_errors_own_full_stop():
     fault = faults.explain(typer.BadParameter("no."))
 
     assert fault.message == "Invalid value: no. Try `ftrt --help`"
+
+
+def test_a_broken_pipe_that_is_not_stdout_is_no_success(capsys, raising):
+    raising(BrokenPipeError(errno.EPIPE, "Broken pipe"))
+
+    code, _, err = called(capsys, "doctor")
+
+    assert (code, "BrokenPipeError" in err) == (1, True)
+
+
+def test_schema_into_a_folder_that_is_not_there(capsys, tmp_path):
+    code, _, err = called(capsys, "schema", "--out", str(tmp_path / "no" / "x.json"))
+
+    assert (code, "its folder must exist; got" in err) == (2, True)
+
+
+def test_json_is_one_line_without_nan(capsys):
+    value = {"a": float("nan"), "b": [float("inf"), 1.5], "c": Path("x"), "d": "汉字", 3: {"e"}}
+
+    print_json(value)
+
+    out = capsys.readouterr().out
+    assert out.endswith("\n") and out.count("\n") == 1
+    assert json.loads(out) == {"a": None, "b": [None, 1.5], "c": "x", "d": "汉字", "3": ["e"]}
+    assert "汉字" in out
+
+
+def test_json_survives_text_that_cannot_be_encoded(capsys):
+    print_json({"file": "\udcff"})
+
+    assert json.loads(capsys.readouterr().out) == {"file": "\udcff"}

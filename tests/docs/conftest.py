@@ -7,9 +7,6 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-# the data set, model and run names that examples use, and what they stand for here
-STAND_INS = {"asset:all-MiniLM-L6-v2": "model", "asset:rotten-tomatoes": "reviews.jsonl"}
-
 
 @pytest.fixture(scope="session")
 def long_bert_dir(tiny_bert_dir, tmp_path_factory):
@@ -47,8 +44,44 @@ def encoded(long_bert_dir):
     return [{**tokenizer(text), "labels": index % 2} for index, text in enumerate(texts)]
 
 
-def stood_in(text):
-    """An example with what has to be fetched replaced by what stands in the folder."""
-    for name, local in STAND_INS.items():
-        text = text.replace(name, local)
-    return text
+@pytest.fixture
+def validate():
+    """Validates a recipe, or a part of one, with its plugins; reads neither data nor model."""
+    from ftrt.integrations.transformers_training import check_training
+    from ftrt.recipe import load
+    from ftrt.registry import Registry
+    from ftrt.runtime.attach import build_parts
+
+    def check(tree):
+        registry = Registry()
+        whole = registry.expand(load(tree))
+        check_training(whole.training)
+        for section in whole.data.transforms:
+            registry.transform(section)
+        return build_parts(whole, registry)
+
+    return check
+
+
+@pytest.fixture
+def run_page(desk, encoded):
+    """Does what a page says, from top to bottom, in the reader's folder."""
+    from doc_pages import ftrt_commands, stood_in
+    from ruamel.yaml import YAML
+
+    from ftrt.cli import run
+
+    def follow(page):
+        namespace = {"__name__": "docs_example", "data": encoded}
+        for block in page.blocks:
+            if block.language == "python":
+                block.run(namespace)
+            elif block.language == "yaml":
+                tree = YAML(typ="safe", pure=True).load(stood_in(block.text))
+                if {"model", "method", "head", "data", "output"} <= set(tree):
+                    (desk / "recipe.yaml").write_text(stood_in(block.text), encoding="utf-8")
+            elif block.language == "console":
+                for command in ftrt_commands(block.text):
+                    assert run(command) == 0, (str(block), command)
+
+    return follow

@@ -1,10 +1,13 @@
 """The documentation as data: blocks, headings, tables and links of a Markdown page."""
 
 import re
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
+# the data set, model and run names that examples use, and what stands for them in the tests
+STAND_INS = {"asset:all-MiniLM-L6-v2": "model", "asset:rotten-tomatoes": "reviews.jsonl"}
 FENCE = re.compile(r"^```(\w*)\s*$")
 HEADING = re.compile(r"^(#+) (.+?)\s*$")
 LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
@@ -26,7 +29,7 @@ class Block:
 
     def run(self, namespace):
         """Execute Python; a traceback names the page and its line."""
-        source = "\n" * self.line + self.text
+        source = "\n" * self.line + stood_in(self.text)
         exec(compile(source, str(REPOSITORY / self.page), "exec"), namespace)
 
 
@@ -125,3 +128,17 @@ def _cells(line):
 def code_names(cell):
     """The `names` in a cell."""
     return re.findall(r"`([^`]+)`", cell)
+
+
+def stood_in(text):
+    """An example with what has to be fetched replaced by what stands in the folder."""
+    for name, local in STAND_INS.items():
+        text = text.replace(name, local)
+    return text
+
+
+def ftrt_commands(text):
+    """The arguments of each `ftrt` line of a console block."""
+    lines = text.replace("\\\n", " ").splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [line[1:] for line in words if line and line[0] == "ftrt"]

@@ -1,7 +1,7 @@
 """Broken plugins, with what a user sees when a recipe names them.
 
-`FTRT_WRITE_DOCS=1 python -m pytest tests/docs/test_docs_plugin_faults.py` writes the table in docs/plugins.md from
-what really happens.
+`FTRT_WRITE_DOCS=1 python -m pytest tests/docs/test_docs_plugin_faults.py` writes the table in
+docs/plugins.md from what really happens.
 """
 
 from collections.abc import Callable

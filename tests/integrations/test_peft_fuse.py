@@ -84,7 +84,9 @@ def test_fused_and_plain_files_are_the_same(tmp_path):
 
 def second_active(model):
     model.add_adapter("second", copy.deepcopy(model.peft_config["default"]))
-    model.base_model.set_adapter(["default", "second"])
+    for layer in model.modules():
+        if isinstance(layer, LoraLinear):
+            layer.set_adapter(["default", "second"])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Reading adapters back: bit-equal where the files are right, an error that names the file where not."""
+"""Reading adapters back: bit-equal where the files are right, else an error that names the file."""
 
 import copy
 import json
@@ -17,18 +17,6 @@ METHODS = pytest.mark.parametrize("method", [shift, lora], ids=["ftrt", "lora"])
 BASES = pytest.mark.parametrize("int8", [False, True], ids=["float", "int8"])
 
 pytestmark = pytest.mark.usefixtures("installed_shift")
-
-
-@pytest.fixture(autouse=True)
-def offered(monkeypatch):
-    """Let the adapter's method be found by name, as an installed plugin's is."""
-    from ftrt.plugins import Manifest, Offer, PluginManager
-
-    manifest = Manifest((Offer("method", "shift", "peft_subjects", "ftrt-shift", "1.0"),))
-    original = PluginManager.__init__
-    monkeypatch.setattr(
-        PluginManager, "__init__", lambda self, given=None: original(self, given or manifest)
-    )
 
 
 def saved(folder, method, *, int8=False, **options):
@@ -133,7 +121,7 @@ def test_a_method_object_stands_in_for_an_installed_plugin(tmp_path):
     assert torch.equal(logits(again), logits(model))
     with pytest.raises(CheckpointError, match="method is 'local'; got method 'shift'"):
         bridge.load(bert(), tmp_path, method=shift())
-    with pytest.raises(PluginError, match="method 'local': the adapter's plugin must be installed"):
+    with pytest.raises(PluginError, match="method 'local': its plugin must be installed"):
         bridge.load(bert(), tmp_path)
 
 
@@ -225,7 +213,7 @@ FAULTS = {
     "not finite": (lambda d: edit_tensors(d, poison_first), "every value must be finite", "NaN"),
     "other targets": (
         lambda d: edit_config(d, target_modules=["no_such_layer"]),
-        "the adapter does not fit BertForSequenceClassification",
+        "does not fit BertForSequenceClassification",
         "no_such_layer",
     ),
     "fewer targets": (

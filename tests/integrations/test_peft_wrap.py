@@ -17,7 +17,6 @@ from ftrt.integrations.peft_layer import FtrtLayer
 from ftrt.integrations.peft_lora import FusedLoraLinear
 from ftrt.integrations.peft_tuner import FtrtConfig
 from ftrt.nn import Int8Linear, dense_weight
-from ftrt.quantization.convert import quantize_linears
 
 METHODS = pytest.mark.parametrize("method", [shift, lora], ids=["ftrt", "lora"])
 BASES = pytest.mark.parametrize("int8", [False, True], ids=["float", "int8"])
@@ -360,10 +359,8 @@ def test_a_method_that_needs_a_float_base_refuses_int8():
 
 
 def test_a_new_module_in_int8_is_refused():
-    base = bert()
-    quantize_linears(base, "per_channel", [])
-    with pytest.raises(UnsupportedError, match="classifier is new and must train"):
-        bridge.wrap(base, shift(), new_modules=["classifier"])
+    with pytest.raises(UnsupportedError, match=r"bert\.pooler\.dense is new and must train"):
+        bridge.wrap(bert(int8=True), shift(), new_modules=["pooler"])
 
 
 @pytest.mark.parametrize(
@@ -482,7 +479,7 @@ def test_a_method_that_no_plugin_offers_is_an_error_that_names_the_distribution(
     with pytest.raises(PluginError) as caught:
         config.resolve()
     assert str(caught.value) == (
-        "method 'gone': the adapter's plugin must be installed; none offers it; it was"
+        "method 'gone': its plugin must be installed; none offers it; it was"
         " ftrt-gone 1.2: pip install ftrt-gone"
     )
     with pytest.raises(PluginError, match="plugin must be installed; none offers it"):

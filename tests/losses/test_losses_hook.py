@@ -294,3 +294,23 @@ def test_terms_that_cannot_work_are_refused_at_once(terms, message):
     with pytest.raises(ConfigError, match=message):
         attach_losses(model, terms)
     assert not model._forward_hooks
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_a_causal_loss_that_ignores_the_count_is_rescaled_by_the_shifted_labels(is_named):
+    """Row 0 has a label on its first token, which predicts nothing and is not counted."""
+
+    def mean_loss(logits, labels, vocab_size, **ignored):
+        flat = logits[:, :-1].reshape(-1, vocab_size)
+        return nn.functional.cross_entropy(flat, labels[:, 1:].reshape(-1))
+
+    model, batch = llama().train(), collate(causal_rows())
+    if not is_named:
+        model.loss_type = "ForConditionalGeneration"
+    model.loss_function = mean_loss
+    own = model(**batch).loss
+    attach_losses(model, [])
+    labelled = int((batch["labels"][:, 1:] != -100).sum())
+    assert labelled < int((batch["labels"] != -100).sum())
+    found = model(**batch, num_items_in_batch=torch.tensor(100)).loss
+    assert float(found) == pytest.approx(float(own) * labelled / 100, rel=1e-6)

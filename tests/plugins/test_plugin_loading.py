@@ -89,6 +89,14 @@ def test_keyboard_interrupt_while_importing_goes_through(plugin_folder):
         PluginManager().get("method", "shiny")
 
 
+def test_an_ftrt_error_while_importing_is_not_the_plugins_fault(plugin_folder):
+    source = "from ftrt.errors import ConfigError\nraise ConfigError('FTRT_CPU_ISA: wrong')"
+    plugin_folder.add("zz-one", {"method.shiny": "zz_one"}, {"zz_one": source})
+
+    with pytest.raises(ConfigError, match=r"^FTRT_CPU_ISA: wrong$"):
+        PluginManager().get("method", "shiny")
+
+
 def test_a_missing_dependency_is_named(plugin_folder):
     message = refused(plugin_folder, "import zz_nowhere.deep")
 

@@ -42,7 +42,12 @@ def train_a_little(model, batch):
 
 @pytest.mark.parametrize(
     "recipe",
-    [LORA_INT8, {"method": {"name": "lora"}}, {"method": {"name": "lora_xs", "rank": 2}}, {"method": {"name": "full"}}],
+    [
+        LORA_INT8,
+        {"method": {"name": "lora"}},
+        {"method": {"name": "lora_xs", "rank": 2}},
+        {"method": {"name": "full"}},
+    ],
     ids=["lora-int8", "lora", "lora_xs", "full"],
 )
 def test_detach_restores_bit_identical_outputs(model, batch, recipe):
@@ -104,7 +109,10 @@ def test_only_adapter_and_head_train_on_an_int8_base(model):
 def test_plain_trainer_trains_an_attached_model(model, tmp_path):
     from transformers import Trainer, TrainingArguments
 
-    rows = [{"input_ids": [2, 5 + i % 6, 3], "attention_mask": [1, 1, 1], "labels": i % 2} for i in range(32)]
+    rows = [
+        {"input_ids": [2, 5 + i % 6, 3], "attention_mask": [1, 1, 1], "labels": i % 2}
+        for i in range(32)
+    ]
     run = ftrt.attach(model, LORA_INT8)
     arguments = TrainingArguments(
         tmp_path, max_steps=4, report_to="none", use_cpu=True, save_steps=4, disable_tqdm=True
@@ -120,7 +128,11 @@ def test_attach_changes_no_class_of_torch_transformers_or_peft(model):
     import peft
     import transformers
 
-    forwards = [torch.nn.Linear.forward, transformers.PreTrainedModel.forward, peft.PeftModel.forward]
+    forwards = [
+        torch.nn.Linear.forward,
+        transformers.PreTrainedModel.forward,
+        peft.PeftModel.forward,
+    ]
     ftrt.attach(model, LORA_INT8)
     assert forwards == [
         torch.nn.Linear.forward, transformers.PreTrainedModel.forward, peft.PeftModel.forward,

@@ -1,4 +1,6 @@
-"""A disk that fills up while training costs the run, not the last good checkpoint, and says what to do."""
+"""A disk that fills up while training costs the run, not the last good checkpoint, and says what to
+do.
+"""
 
 import os
 import subprocess
@@ -28,7 +30,9 @@ def small_disk(tmp_path):
     if os.geteuid() != 0:
         pytest.skip("mounting a small file system needs root")
     made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)],
+        capture_output=True,
+        text=True,
     )
     if made.returncode:
         pytest.skip(f"mounting is not allowed here: {made.stderr.strip()}")
@@ -42,7 +46,10 @@ def test_full_disk_is_named_with_the_fix(recipe_tree, small_disk):
     recipe_tree["output"] = str(small_disk / "run")
     recipe_tree["method"] = {"name": "lora", "rank": 64, "alpha": 64}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(recipe_tree)], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", SCRIPT, json.dumps(recipe_tree)],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.stdout.startswith("5 "), done.stdout + done.stderr
     assert "space" in done.stdout

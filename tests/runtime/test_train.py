@@ -1,4 +1,6 @@
-"""Whole runs on a tiny model: what they write, that they learn, that they go on after an interruption."""
+"""Whole runs on a tiny model: what they write, that they learn, that they go on after an
+interruption.
+"""
 
 import json
 import os
@@ -28,7 +30,9 @@ def test_run_learns_and_writes_its_folder(recipe_tree):
     assert info["ops"]["int8_linear"]
     assert info["results"]["after"]["accuracy"] == result.after["accuracy"]
     assert info["head"]["state"]["labels"] == ["0", "1"]
-    steps = [json.loads(line) for line in (result.run_dir / "metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line) for line in (result.run_dir / "metrics.jsonl").read_text().splitlines()
+    ]
     assert any("loss" in row for row in steps) and any("eval_accuracy" in row for row in steps)
     assert (result.run_dir / "loss.png").read_bytes()[:4] == b"\x89PNG"
     assert "accuracy" in (result.run_dir / "README.md").read_text()
@@ -42,7 +46,9 @@ def test_evaluating_the_run_gives_the_figure_training_reported(recipe_tree):
     assert again["rows"] == 20
 
 
-@pytest.mark.parametrize("method", [{"name": "lora"}, {"name": "lora_xs", "rank": 4}, {"name": "full"}])
+@pytest.mark.parametrize(
+    "method", [{"name": "lora"}, {"name": "lora_xs", "rank": 4}, {"name": "full"}]
+)
 def test_every_method_trains_reloads_and_predicts(recipe_tree, method):
     tree = {**recipe_tree, "method": method}
     if method["name"] == "full":
@@ -64,7 +70,9 @@ def test_merged_folder_is_plain_transformers(recipe_tree, tmp_path):
     batch = tokenizer(["good warm film", "dull plot"], return_tensors="pt", padding=True)
     run = ftrt.load_run(result.run_dir)
     with torch.no_grad():
-        torch.testing.assert_close(plain(**batch).logits, run.model(**batch).logits, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            plain(**batch).logits, run.model(**batch).logits, atol=1e-5, rtol=0
+        )
 
 
 def test_adapter_loads_with_plain_peft_on_a_float_base(recipe_tree, tiny_bert_dir):
@@ -79,12 +87,18 @@ def test_adapter_loads_with_plain_peft_on_a_float_base(recipe_tree, tiny_bert_di
     batch = tokenizer(["good warm film", "dull plot"], return_tensors="pt", padding=True)
     run = ftrt.load_run(result.run_dir)
     with torch.no_grad():
-        torch.testing.assert_close(plain(**batch).logits, run.model(**batch).logits, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            plain(**batch).logits, run.model(**batch).logits, atol=1e-5, rtol=0
+        )
 
 
 def test_interrupted_run_resumes_to_the_same_weights(recipe_tree, tmp_path):
     tree = {**recipe_tree, "data": {**recipe_tree["data"], "validation": None}}
-    tree["training"] = {**tree["training"], "lr_scheduler_type": "constant", "dataloader_num_workers": 0}
+    tree["training"] = {
+        **tree["training"],
+        "lr_scheduler_type": "constant",
+        "dataloader_num_workers": 0,
+    }
     straight = ftrt.train({**tree, "output": str(tmp_path / "straight")})
 
     class StopAtStep5:
@@ -142,7 +156,10 @@ def test_missing_sections_are_all_named(tmp_path):
     with pytest.raises(ConfigError) as caught:
         ftrt.train({"method": {"name": "lora"}})
     message = str(caught.value)
-    assert all(f"recipe: {key}: must be given" in message for key in ("model", "head", "data.train", "output"))
+    assert all(
+        f"recipe: {key}: must be given" in message
+        for key in ("model", "head", "data.train", "output")
+    )
 
 
 def test_a_used_output_is_refused_and_overwrite_replaces_it(recipe_tree, tmp_path):
@@ -156,7 +173,9 @@ def test_overwrite_never_deletes_a_folder_that_is_not_a_run(recipe_tree, tmp_pat
     precious = tmp_path / "run"
     precious.mkdir()
     (precious / "thesis.tex").write_text("years of work")
-    with pytest.raises(CheckpointError, match=r"--overwrite replaces run folders only.*thesis\.tex"):
+    with pytest.raises(
+        CheckpointError, match=r"--overwrite replaces run folders only.*thesis\.tex"
+    ):
         ftrt.train(recipe_tree, overwrite=True)
     assert (precious / "thesis.tex").read_text() == "years of work"
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from ftrt_heads.labels import label_name, order_labels
 from ftrt_heads.sequence_classification import SequenceClassification, register_heads
-from ftrt_heads.truncation import keep_head_and_tail
+from ftrt_heads.truncation import head_and_tail, shares_of
 from pydantic import ValidationError
 
 from ftrt.errors import DataError, UnsupportedError, UsageError
@@ -161,9 +161,41 @@ def test_head_tail_keeps_a_quarter_and_the_end(words):
 
 
 def test_head_tail_keeps_512_tokens_as_the_paper_does():
-    tokens = list(range(2000))
-    assert keep_head_and_tail(tokens, 510) == tokens[:128] + tokens[-382:]
-    assert keep_head_and_tail(tokens[:5], 510) == tokens[:5]
+    places = list(range(2000))
+    assert head_and_tail(places, 510) == places[:128] + places[-382:]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "budget", "expected"),
+    [
+        ([20], 8, [8]),
+        ([20, 3], 10, [7, 3]),
+        ([3, 20], 10, [3, 7]),
+        ([20, 20], 9, [4, 5]),
+        ([30, 20], 9, [5, 4]),
+        ([1, 2], 2, [1, 1]),
+    ],
+)
+def test_the_longer_of_two_texts_is_cut_first(lengths, budget, expected):
+    assert shares_of(lengths, budget) == expected
+
+
+@pytest.mark.parametrize("max_length", [5, 7, 12, 20, 43])
+def test_head_truncation_of_a_text_equals_the_tokenizers(words, max_length):
+    row = {"text": " ".join(f"w{index}" for index in range(20)), "label": "pos"}
+    expected = dict(words(row["text"], truncation=True, max_length=max_length))
+    found = dict(fitted().encode(row, words, max_length).features)
+    del found["labels"]
+    assert found == expected
+
+
+def test_a_slow_tokenizer_cannot_cut(words, monkeypatch):
+    from transformers import BatchEncoding
+
+    monkeypatch.setattr(BatchEncoding, "is_fast", property(lambda self: False))
+    assert fitted().encode({"text": "w1", "label": "pos"}, words, 4)
+    with pytest.raises(UnsupportedError, match=r"must tell which text a token is of.* use a fast"):
+        fitted().encode({"text": "w1 w2 w3 w4", "label": "pos"}, words, 4)
 
 
 def test_head_tail_of_a_pair_cuts_each_text_by_itself(words):

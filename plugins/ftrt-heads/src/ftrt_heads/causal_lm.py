@@ -58,6 +58,7 @@ class CausalLM(Head):
     }
     # which of them a row must have depends on `format`; `encode` says what is missing
     optional_columns: ClassVar[frozenset[str]] = frozenset(columns)
+    answer_columns: ClassVar[frozenset[str]] = frozenset({"response"})
     metric: ClassVar[str] = "loss"
     needs_logits: ClassVar[bool] = False
 
