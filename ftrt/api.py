@@ -36,11 +36,9 @@ if TYPE_CHECKING:
 
 
 class PluginConfig(BaseModel):
-    """Base of a plugin's `Config`: unknown keys are errors, values do not change after
-    validation.
-    """
+    """Base of a plugin's `Config`: unknown keys, infinities and NaN are errors, values are final."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Method(ABC):

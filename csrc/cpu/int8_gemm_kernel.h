@@ -21,6 +21,7 @@ template <int kWidth, int kRows, int kVectors>
 struct Int8GemmTile {
   typedef float Floats __attribute__((vector_size(4 * kWidth)));
   static constexpr int kCols = kWidth * kVectors;
+  static constexpr int kLine = 64 / sizeof(float);
   static_assert(kCols <= kMaxPanelCols && kCols % kPackCols == 0,
                 "a panel is packed 16 columns at a time");
 
@@ -46,6 +47,11 @@ struct Int8GemmTile {
   // registers.
   template <int kTileRows>
   static void tile(const float* a, const float* b, int64_t depth, const Output& out) {
+    // The lines of c are far away; they arrive while the sums are made.
+#pragma GCC unroll 16
+    for (int i = 0; i < kTileRows; ++i) {
+      for (int j = 0; j < kCols; j += kLine) __builtin_prefetch(out.c + i * out.stride + j, 1);
+    }
     Floats sum[kTileRows][kVectors] = {};
     for (int64_t k = 0; k < depth; ++k) {
       Floats bk[kVectors];

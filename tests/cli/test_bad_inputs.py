@@ -3,7 +3,7 @@ it.
 """
 
 import copy
-import importlib.util
+import json
 import os
 import re
 import sys
@@ -13,12 +13,12 @@ import pytest
 
 import ftrt
 
-spec = importlib.util.spec_from_file_location(
-    "bad_inputs", Path(__file__).with_name("bad_inputs.py")
-)
-bad_inputs = importlib.util.module_from_spec(spec)
-sys.modules["bad_inputs"] = bad_inputs
-spec.loader.exec_module(bad_inputs)
+# the suite runs in importlib mode, which puts no test folder on the path
+sys.path.insert(0, str(Path(__file__).parent))
+import bad_inputs
+
+for topic in ("bad_recipes", "bad_files"):
+    __import__(topic)
 
 DOCS = Path(__file__).parents[2] / "docs" / "errors.md"
 HEADER = """# What goes wrong, and what ftrt says
@@ -82,8 +82,6 @@ def test_nothing_is_written_for_a_run_that_cannot_start(place):
 
 
 def test_json_errors_are_one_object_on_stdout(place, capsys):
-    import json
-
     place.tree["trianing"] = {}
     assert bad_inputs.run(["train", place.recipe(), "--json"], as_json=True) == 3
     error = json.loads(capsys.readouterr().out.splitlines()[-1])["error"]

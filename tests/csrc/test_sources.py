@@ -43,4 +43,4 @@ def test_sources_are_short_and_narrow():
     for path in SOURCES:
         lines = path.read_text().splitlines()
         assert len(lines) <= 300, path
-        assert not [n for n, line in enumerate(lines, 1) if len(line) > 120], path
+        assert not [n for n, line in enumerate(lines, 1) if len(line) > 100], path

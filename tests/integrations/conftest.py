@@ -2,9 +2,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 # importlib mode leaves sys.path alone; the shared models and methods stand beside the tests
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Layers of 16 features gain nothing from threads, and lose much where cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

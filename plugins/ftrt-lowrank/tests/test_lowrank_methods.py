@@ -1,0 +1,123 @@
+import pytest
+import torch
+from ftrt_lowrank.lora import LoraConfig, LoraMethod
+from ftrt_lowrank.lora_xs import LoraXsAdapter, LoraXsConfig, LoraXsMethod
+from pydantic import ValidationError
+from torch import nn
+
+from ftrt.errors import UnsupportedError
+from ftrt.nn import Int8Linear
+from ftrt.plugins import PluginManager
+from ftrt.quantization.convert import quantize_linears
+from ftrt.testing import check_method
+
+INT8_ERROR = "method 'lora': dora needs a float base"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"rank": 1, "alpha": 0.5},
+        {"rank": 8, "dropout": 0.2, "init": "gaussian"},
+        {"rank": 8, "rslora": True, "targets": ["up", "down"]},
+        {"rank": 4, "dora": True},
+    ],
+)
+def test_lora_keeps_the_method_contract(options):
+    check_method(LoraMethod, options)
+
+
+@pytest.mark.parametrize("options", [{}, {"rank": 1}, {"rank": 32, "targets": ["up"]}])
+def test_lora_xs_keeps_the_method_contract(options):
+    check_method(LoraXsMethod, options)
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "field"),
+    [
+        (LoraConfig, {"rank": 0}, "greater than or equal to 1"),
+        (LoraConfig, {"alpha": 0}, "greater than 0"),
+        (LoraConfig, {"dropout": 1.0}, "less than 1"),
+        (LoraConfig, {"dropout": -0.1}, "greater than or equal to 0"),
+        (LoraConfig, {"init": "pissa"}, "'kaiming' or 'gaussian'"),
+        (LoraConfig, {"lora_rank": 4}, "Extra inputs are not permitted"),
+        (LoraXsConfig, {"rank": 0}, "greater than or equal to 1"),
+        (LoraXsConfig, {"alpha": -1}, "greater than 0"),
+    ],
+)
+def test_options_out_of_range_are_refused(config, options, field):
+    with pytest.raises(ValidationError, match=field):
+        config(**options)
+
+
+@pytest.mark.parametrize(("rslora", "scaling"), [(False, 8.0), (True, 16.0)])
+def test_lora_options_reach_peft(rslora, scaling):
+    config = LoraMethod(LoraConfig(rank=4, alpha=32, dropout=0.1, rslora=rslora)).peft_config(
+        nn.Sequential(nn.Linear(4, 4))
+    )
+    assert (config.r, config.lora_alpha, config.lora_dropout) == (4, 32, 0.1)
+    assert isinstance(config.lora_alpha, int)
+    assert config.use_rslora is rslora
+    assert scaling == 32 / (4**0.5 if rslora else 4)
+
+
+def test_dora_on_an_int8_base_is_an_error():
+    model = nn.Sequential(nn.Linear(8, 8))
+    quantize_linears(model, "per_channel", [])
+    with pytest.raises(UnsupportedError) as caught:
+        LoraMethod(LoraConfig(dora=True)).peft_config(model)
+    assert str(caught.value).startswith(INT8_ERROR)
+
+
+def test_lora_xs_spans_the_leading_singular_directions():
+    torch.manual_seed(0)
+    linear = nn.Linear(24, 17)
+    adapter = LoraXsMethod(LoraXsConfig(rank=5)).adapter(linear)
+    u, s, vh = torch.linalg.svd(linear.weight.detach().double(), full_matrices=False)
+    best = u[:, :5] @ torch.diag(s[:5]) @ vh[:5]
+    got = adapter.lora_b.double() @ adapter.lora_a.double()
+    torch.testing.assert_close(got, best, atol=1e-3, rtol=1e-3)
+    eye = adapter.lora_a @ adapter.lora_a.T
+    torch.testing.assert_close(eye, torch.eye(5), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_lora_xs_computes_its_formula(int8):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 7))
+    if int8:
+        quantize_linears(model, "per_channel", [])
+    linear = model[0]
+    adapter = LoraXsMethod(LoraXsConfig(rank=3, alpha=6)).adapter(linear)
+    nn.init.normal_(adapter.core)
+    x = torch.randn(2, 5, 12)
+    weight = linear.dequantize() if isinstance(linear, Int8Linear) else linear.weight
+    a, b, core = adapter.lora_a.double(), adapter.lora_b.double(), adapter.core.double()
+    expected = x.double() @ weight.double().T + linear.bias.double()
+    expected = expected + 2.0 * x.double() @ a.T @ core.T @ b.T
+    torch.testing.assert_close(adapter(linear, x).double(), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(adapter.delta_weight().double(), 2.0 * b @ core @ a)
+
+
+def test_lora_xs_trains_rank_squared_numbers_and_saves_the_factors():
+    adapter = LoraXsMethod(LoraXsConfig(rank=3)).adapter(nn.Linear(12, 7))
+    assert isinstance(adapter, LoraXsAdapter)
+    assert [p.numel() for p in adapter.parameters() if p.requires_grad] == [9]
+    assert set(adapter.state_dict()) == {"core", "lora_a", "lora_b"}
+
+
+def test_a_rank_above_the_layer_is_an_error():
+    with pytest.raises(UnsupportedError) as caught:
+        LoraXsMethod(LoraXsConfig(rank=9)).adapter(nn.Linear(12, 8))
+    assert str(caught.value) == (
+        "method 'lora_xs': rank must not exceed the smaller side of a targeted layer; got rank 9"
+        " for (8, 12). Lower it, or leave that layer out of `targets`"
+    )
+
+
+@pytest.mark.parametrize("name", ["lora", "lora_xs"])
+def test_the_installed_plugin_offers_the_method(name):
+    found = PluginManager().get("method", name)
+    assert found.name == name
+    assert found.__module__ == f"ftrt_lowrank.{name}"
