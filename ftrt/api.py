@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class PluginConfig(BaseModel):
-    """Base of a plugin's `Config`: unknown keys, infinities and NaN are errors, values are final."""
+    """Base of a plugin's `Config`: unknown keys, infinities and NaN are errors; final."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -204,6 +204,10 @@ class Head(ABC):
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take back what `state` returned."""
+
+    def row_from_text(self, text: str) -> dict[str, Any]:
+        """The row that `ftrt predict --text` means; the first of `columns` by default."""
+        return {next(iter(self.columns)): text}
 
     def model_options(self) -> dict[str, Any]:
         """Keyword arguments of the Auto class's `from_pretrained` (say, `num_labels`)."""

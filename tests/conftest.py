@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+# Two workers share two cores; more threads than cores make tiny models wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 GOOD = ("good", "great", "lovely", "warm", "funny", "superb")
 BAD = ("bad", "awful", "dull", "cold", "boring", "poor")
 FILLER = ("film", "plot", "cast", "scene", "the", "a", "was", "is", "very", "quite", "and")
@@ -87,6 +90,12 @@ def write_reviews(path: Path, count: int, seed: int = 0) -> Path:
 def reviews(tmp_path_factory):
     """A jsonl file of 160 made-up reviews."""
     return write_reviews(tmp_path_factory.mktemp("reviews") / "reviews.jsonl", 160)
+
+
+@pytest.fixture(scope="session")
+def many_reviews(tmp_path_factory):
+    """A jsonl file of 320 made-up reviews, enough to see a tiny model learn."""
+    return write_reviews(tmp_path_factory.mktemp("reviews") / "many.jsonl", 320)
 
 
 @pytest.fixture

@@ -7,10 +7,12 @@ With `peft_*.py` beside it this is the only importer of peft. Importing it regis
 __all__ = ["config_for", "fuse", "load", "merge", "unfuse", "wrap"]
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from peft import PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ftrt.api import Method
@@ -131,6 +133,7 @@ def merge(peft_model: PeftModel) -> nn.Module:
             raise UnsupportedError(
                 f"merge: method {label!r} cannot be merged into the weights; keep it as an adapter"
             )
+    _check_unshared(peft_model)
     try:
         merged: nn.Module = peft_model.merge_and_unload(safe_merge=True)
     except NotImplementedError as error:
@@ -141,6 +144,19 @@ def merge(peft_model: PeftModel) -> nn.Module:
         raise CheckpointError(f"merge: method {label!r}: {error}") from error
     dequantize_linears(merged)
     return merged
+
+
+def _check_unshared(model: nn.Module) -> None:
+    """Refuse tied weights: adding to one in place changes whatever else holds it."""
+    uses = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
+    for name, layer in model.named_modules():
+        base = getattr(layer, "base_layer", None) if isinstance(layer, BaseTunerLayer) else None
+        weight = getattr(base, "weight", None)
+        if isinstance(weight, nn.Parameter) and uses[id(weight)] > 1:
+            raise UnsupportedError(
+                f"merge: {name} shares its weight with another module, which merging would change"
+                " too; keep it as an adapter, or untie the weights before training"
+            )
 
 
 def _method_name(config: PeftConfig) -> str:

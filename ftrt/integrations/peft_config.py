@@ -52,8 +52,7 @@ def config_for(
         return _peft_config(model, method, whole, new_modules, task_type)
     raise UsageError(
         f"wrap: method must be a LinearMethod or a PeftMethod; got {type(method).__name__}, which"
-        " trains the model's own"
-        " parameters through prepare()"
+        " trains the model's own parameters through prepare()"
     )
 
 
@@ -87,12 +86,13 @@ def _peft_config(
     new_modules: Sequence[str],
     task_type: str | None,
 ) -> PeftConfig:
-    config = method.peft_config(model)
-    if not isinstance(config, PeftConfig):
+    given = method.peft_config(model)
+    if not isinstance(given, PeftConfig):
         raise PluginError(
             f"method {method.name!r}: peft_config must return a PeftConfig; got"
-            f" {type(config).__name__}"
+            f" {type(given).__name__}"
         )
+    config: Any = given
     config.task_type = config.task_type or task_type
     if hasattr(config, "modules_to_save"):
         config.modules_to_save = modules_to_save(
@@ -106,7 +106,9 @@ def _peft_config(
     where = f"method {method.name!r}: targets"
     names = resolve_targets(model, targets, new_modules=whole, linear_only=False, where=where)
     if not isinstance(targets, str) or targets == ALL_LINEAR:
-        config.target_modules = peft_targets(model, names)
+        found = peft_targets(model, names)
+        # PEFT's own configs hold a set, and parts of PEFT refuse a list
+        config.target_modules = found if isinstance(found, str) else set(found)
     int8 = {name for name, module in model.named_modules() if isinstance(module, Int8Linear)}
     _allow_int8(
         config, any(name in int8 or f"{name}.base_layer" in int8 for name in names), method.name
@@ -119,9 +121,8 @@ def check_bare(model: nn.Module) -> None:
         isinstance(module, BaseTunerLayer) for module in model.modules()
     ):
         raise UsageError(
-            f"{type(model).__name__}: must be a model without adapters; it has some. Call"
-            " .unload() first, or"
-            " PeftModel.add_adapter for a further one"
+            f"{type(model).__name__}: must be a model without adapters; it has some. Call .unload()"
+            " first, or PeftModel.add_adapter for a further one"
         )
 
 
@@ -130,8 +131,7 @@ def check_int8(model: nn.Module, method: Method, new_modules: Sequence[str]) -> 
     if int8 and not method.supports_quantized_base:
         raise UnsupportedError(
             f"method {method.name!r}: needs a float base; {len(int8)} layers are int8, {int8[0]}"
-            " the first."
-            " Remove `quantization`, or choose a method that supports it, such as lora"
+            " the first. Remove `quantization`, or choose a method that supports it, such as lora"
         )
     for name in int8:
         if any(f".{module}." in f".{name}." for module in new_modules):
@@ -147,8 +147,7 @@ def _allow_int8(config: PeftConfig, has_int8_targets: bool, name: str) -> None:
     if not is_plain_lora(config):
         raise UnsupportedError(
             f"method {name!r}: PEFT's {type(config).__name__.removesuffix('Config')} cannot adapt"
-            " int8 layers; use a"
-            " float base, or lora"
+            " int8 layers; use a float base, or lora"
         )
     lora_on_int8(config)
 

@@ -49,9 +49,10 @@ def read_config(folder: Path) -> PeftConfig:
             f"{file}: peft_type must be one that PEFT or ftrt has; got {kind!r}{hint}"
         )
     try:
-        return PEFT_TYPE_TO_CONFIG_MAPPING[kind].from_pretrained(str(folder))
+        config: PeftConfig = PEFT_TYPE_TO_CONFIG_MAPPING[kind].from_pretrained(str(folder))
     except (TypeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{file}: must hold a valid {kind} config; {error}") from error
+    return config
 
 
 def _what_is(folder: Path) -> str:
@@ -112,8 +113,7 @@ def check_base(model: nn.Module, folder: Path) -> None:
         raise CheckpointError(
             f"{folder / RUN_INFO}: wrong base model: the adapter was trained on fingerprint"
             f" {expected[:SHOWN_DIGITS]}; this model's is {found[:SHOWN_DIGITS]}. Load the base"
-            " that"
-            f" {(info or {}).get('base', {}).get('path') or 'it was trained on'} names"
+            f" that {(info or {}).get('base', {}).get('path') or 'it was trained on'} names"
         )
 
 
@@ -142,8 +142,8 @@ def check_tensors(
         if name in places and places[name].shape != tensor.shape:
             raise CheckpointError(
                 f"{file}: {name}: must have shape {tuple(places[name].shape)} on this base; got"
-                f" {tuple(tensor.shape)}."
-                " The adapter belongs to another base, or its config was edited"
+                f" {tuple(tensor.shape)}. The adapter belongs to another base, or its config was"
+                " edited"
             )
     _refuse(
         file,

@@ -5,7 +5,7 @@ adapter name.
 __all__ = ["CONTAINER", "FtrtLayer"]
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
@@ -19,7 +19,7 @@ from ftrt.integrations.peft_merging import KeepsBase
 CONTAINER = "ftrt_adapters"
 
 
-class FtrtLayer(KeepsBase, nn.Module, BaseTunerLayer):  # type: ignore[misc]
+class FtrtLayer(KeepsBase, nn.Module, BaseTunerLayer):
     """Runs the active adapters beside a frozen base.
 
     Attributes:
@@ -27,6 +27,9 @@ class FtrtLayer(KeepsBase, nn.Module, BaseTunerLayer):  # type: ignore[misc]
             the adapters in it.
         ftrt_adapters: adapter name -> `LinearAdapter`.
     """
+
+    in_features: int
+    out_features: int
 
     adapter_layer_names = (CONTAINER,)
     other_param_names = ()
@@ -54,8 +57,7 @@ class FtrtLayer(KeepsBase, nn.Module, BaseTunerLayer):  # type: ignore[misc]
         if self.merged:
             raise UsageError(
                 f"{where}: an adapter can be added while none is merged;"
-                f" {', '.join(self.merged_adapters)} is."
-                " Call unmerge_adapter() first"
+                f" {', '.join(self.merged_adapters)} is. Call unmerge_adapter() first"
             )
         with torch.no_grad():
             adapter = method.adapter(self.base_layer)
@@ -67,8 +69,7 @@ class FtrtLayer(KeepsBase, nn.Module, BaseTunerLayer):  # type: ignore[misc]
         if any(module is self.base_layer for module in adapter.modules()):
             raise PluginError(
                 f"method {method.name!r}: an adapter must not own its base, which would be saved"
-                " with it;"
-                f" {type(adapter).__name__} registers the layer it was built for"
+                f" with it; {type(adapter).__name__} registers the layer it was built for"
             )
         self.ftrt_adapters[adapter_name] = adapter
         self._methods[adapter_name] = method
@@ -119,19 +120,18 @@ class FtrtLayer(KeepsBase, nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     def _delta_weight(self, names: Sequence[str]) -> Tensor:
         shape = (self.out_features, self.in_features)
-        with torch.no_grad():
-            total = None
-            for name in names:
-                adapter = self.ftrt_adapters[name]
+        deltas = []
+        for name in names:
+            adapter = cast(LinearAdapter, self.ftrt_adapters[name])
+            with torch.no_grad():
                 delta = adapter.delta_weight()
-                if tuple(delta.shape) != shape:
-                    raise PluginError(
-                        f"{type(adapter).__name__}.delta_weight: must be (out_features,"
-                        f" in_features) = {shape};"
-                        f" got {tuple(delta.shape)}"
-                    )
-                total = delta.float() if total is None else total + delta.float()
-        return total
+            if tuple(delta.shape) != shape:
+                raise PluginError(
+                    f"{type(adapter).__name__}.delta_weight: must be (out_features, in_features) ="
+                    f" {shape}; got {tuple(delta.shape)}"
+                )
+            deltas.append(delta.float())
+        return torch.stack(deltas).sum(dim=0)
 
     def _freeze_non_trainable_peft_weights(
         self, adapter_names: str | Sequence[str] | None = None

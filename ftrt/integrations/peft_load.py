@@ -5,9 +5,10 @@ fails.
 __all__ = ["load"]
 
 from pathlib import Path
+from typing import Any
 
 from peft import PeftConfig, PeftModel
-from peft.mapping_func import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
+from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -79,7 +80,7 @@ def load(
 
 
 def _prepare_loaded(
-    config: PeftConfig, model: nn.Module, method: LinearMethod | None, folder: Path
+    config: Any, model: nn.Module, method: LinearMethod | None, folder: Path
 ) -> None:
     has_int8 = any(isinstance(module, Int8Linear) for module in model.modules())
     if getattr(config, "modules_to_save", None):
@@ -106,7 +107,7 @@ def _inject(model: nn.Module, config: PeftConfig, adapter_name: str, folder: Pat
             if not config.inference_mode:
                 model.set_requires_grad(adapter_name)
             return model
-        kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
+        kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type or "", PeftModel)
         return kind(model, config, adapter_name)
     # PEFT: no layer of that name (ValueError), a layer or a model that the method cannot adapt
     except (ValueError, AttributeError, TypeError) as error:

@@ -13,7 +13,7 @@ __all__ = [
     "unfuse_layers",
 ]
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig
@@ -29,7 +29,7 @@ from ftrt.nn import Int8Linear, is_linear, lora_forward
 WEIGHT_FREE_INITS = (True, False, "gaussian")
 
 
-class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
+class FusedLoraLinear(LoraLinear):
     """`peft.tuners.lora.Linear` that runs one plain active adapter through
     `ftrt.nn.lora_forward`.
     """
@@ -39,8 +39,8 @@ class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
         if name is None:
             output: Tensor = super().forward(x, *args, **kwargs)
             return output
-        a, b = self.lora_A[name].weight, self.lora_B[name].weight
-        return lora_forward(self.base_layer, x, a, b, self.scaling[name])
+        a, b = cast(nn.Linear, self.lora_A[name]), cast(nn.Linear, self.lora_B[name])
+        return lora_forward(self.base_layer, x, a.weight, b.weight, self.scaling[name])
 
     def _fusable(self) -> str | None:
         """The adapter that the fused op can run on this call, or None where PEFT's own forward
@@ -76,19 +76,18 @@ class Int8LoraLinear(KeepsBase, FusedLoraLinear):
         if config.init_lora_weights not in WEIGHT_FREE_INITS:
             raise UnsupportedError(
                 "LoRA on int8: init_lora_weights must be one of"
-                f" {', '.join(map(str, WEIGHT_FREE_INITS))}; got"
-                f" {config.init_lora_weights!r}, which reads or changes the base's float weight"
+                f" {', '.join(map(str, WEIGHT_FREE_INITS))}; got {config.init_lora_weights!r},"
+                " which reads or changes the base's float weight"
             )
         variant = self.resolve_lora_variant(config=config)
         if variant is not None:
             raise UnsupportedError(
                 f"LoRA on int8: {type(variant).__name__.removesuffix('LinearVariant')} needs the"
-                " base's float weight;"
-                " use plain LoRA, or a float base"
+                " base's float weight; use plain LoRA, or a float base"
             )
         super().update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config, **kwargs)
 
-    def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
+    def _get_in_out_features(self, module: Any) -> tuple[int, int]:
         return module.in_features, module.out_features
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -105,7 +104,7 @@ class Int8LoraLinear(KeepsBase, FusedLoraLinear):
         if any(self.lora_bias[name] for name in names):
             raise UnsupportedError("merge: LoRA with lora_bias cannot be merged into an int8 base")
         with torch.no_grad():
-            delta = sum(self.get_delta_weight(name).float() for name in names)
+            delta = torch.stack([self.get_delta_weight(n).float() for n in names]).sum(dim=0)
         self.swap_in(delta, names, safe=safe_merge)
 
 
@@ -140,7 +139,7 @@ def unfuse_layers(model: nn.Module) -> int:
     count = 0
     for module in model.modules():
         if type(module) is FusedLoraLinear:
-            module.__class__ = LoraLinear
+            module.__class__ = LoraLinear  # type: ignore[assignment]
             count += 1
     return count
 

@@ -52,10 +52,11 @@ class KeepsBase:
         """What takes this layer's place once its adapters are gone (PEFT calls it by this name)."""
         if merge:
             self.merge(safe_merge=safe_merge, adapter_names=adapter_names)  # type: ignore[attr-defined]
-            return float_layer(self.base_layer)
-        self.unmerge()
-        base: nn.Module = self.base_layer
-        return base
+            self.base_layer = float_layer(self.base_layer)
+        else:
+            self.unmerge()
+        layer: nn.Module = self.base_layer
+        return layer
 
     @property
     def _kept(self) -> list[nn.Module]:

@@ -63,8 +63,8 @@ def resolve_targets(
         if not chosen:
             raise ConfigError(
                 f"{where}: the regular expression must match a layer's full name; {targets!r}"
-                " matches none of"
-                f" {len(linear)} linear layers, such as {linear[0] if linear else 'none'!r}"
+                f" matches none of {len(linear)} linear layers, such as"
+                f" {linear[0] if linear else 'none'!r}"
             )
     else:
         chosen = set().union(*(_matches(item, candidates, linear, where) for item in targets))
@@ -118,7 +118,8 @@ def _names(model: nn.Module) -> tuple[list[str], list[str]]:
         for n, m in model.named_modules()
         if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))
     }
-    linear, others = [], []
+    linear: list[str] = []
+    others: list[str] = []
     for name, module in model.named_modules():
         if not name or _is_inside(name, wrappers):
             continue

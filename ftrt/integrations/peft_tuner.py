@@ -45,7 +45,7 @@ FTRT = FtrtPeftType.FTRT
 
 
 @dataclass
-class FtrtConfig(PeftConfig):  # type: ignore[misc]
+class FtrtConfig(PeftConfig):
     """`adapter_config.json` of a plugin's method.
 
     Attributes:
@@ -64,7 +64,7 @@ class FtrtConfig(PeftConfig):  # type: ignore[misc]
     modules_to_save: list[str] | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type = FTRT
         self._method: LinearMethod | None = None
 
@@ -98,13 +98,12 @@ class FtrtConfig(PeftConfig):  # type: ignore[misc]
         if not isinstance(found, LinearMethod):
             raise PluginError(
                 f"method {self.method!r}: this adapter needs a LinearMethod of that name; the"
-                " installed one is"
-                f" {type(found).__name__}"
+                f" installed one is {type(found).__name__}"
             )
         return found
 
 
-class FtrtTuner(BaseTuner):  # type: ignore[misc]
+class FtrtTuner(BaseTuner):
     """Puts an `FtrtLayer` around every targeted linear layer; all else is PEFT's."""
 
     prefix = CONTAINER
@@ -116,9 +115,7 @@ class FtrtTuner(BaseTuner):  # type: ignore[misc]
         # records gradients.
         model.requires_grad_(False)
 
-    def _prepare_adapter_config(
-        self, peft_config: FtrtConfig, model_config: dict[str, Any]
-    ) -> FtrtConfig:
+    def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
         if peft_config.target_modules in (None, ALL_LINEAR):
             new_modules = tuple(peft_config.modules_to_save or ())
             names = resolve_targets(self.model, None, new_modules=new_modules)
@@ -127,7 +124,7 @@ class FtrtTuner(BaseTuner):  # type: ignore[misc]
 
     def _create_and_replace(
         self,
-        peft_config: FtrtConfig,
+        peft_config: Any,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
@@ -159,11 +156,12 @@ class FtrtTuner(BaseTuner):  # type: ignore[misc]
         # PEFT drops these arguments silently for tuners that do not know them.
         for name in ("adapter_names", "alora_offsets"):
             if kwargs.get(name) is not None:
-                methods = ", ".join(sorted({config.method for config in self.peft_config.values()}))
+                configs: Any = self.peft_config.values()
+                methods = ", ".join(sorted({config.method for config in configs}))
                 raise UnsupportedError(
                     f"forward: {name} (several adapters in one batch) works with PEFT's LoRA only;"
-                    " got method"
-                    f" {methods}. Call the model once per adapter, with set_adapter between"
+                    f" got method {methods}. Call the model once per adapter, with set_adapter"
+                    " between"
                 )
         yield
 
@@ -175,6 +173,10 @@ class FtrtTuner(BaseTuner):  # type: ignore[misc]
         return f"{head}.{CONTAINER}.{tail}" if found else key
 
 
-PEFT_TYPE_TO_CONFIG_MAPPING[FTRT] = FtrtConfig
-PEFT_TYPE_TO_TUNER_MAPPING[FTRT] = FtrtTuner
-PEFT_TYPE_TO_PREFIX_MAPPING[FTRT] = FtrtTuner.prefix
+def _register(table: dict[Any, Any], value: Any) -> None:
+    table[FTRT] = value
+
+
+_register(PEFT_TYPE_TO_CONFIG_MAPPING, FtrtConfig)
+_register(PEFT_TYPE_TO_TUNER_MAPPING, FtrtTuner)
+_register(PEFT_TYPE_TO_PREFIX_MAPPING, FtrtTuner.prefix)

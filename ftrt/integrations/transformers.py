@@ -75,8 +75,9 @@ def load_model(
     if not (folder / "config.json").is_file():
         raise CheckpointError(_not_a_model(folder))
     loader = getattr(transformers, auto_class)
-    settings = {**dict(options or {}), **_config_changes(folder, config or {})}
+    changes = _config_changes(folder, config or {})
     try:
+        settings = {**_fresh_options(folder, options or {}), **changes}
         with quiet():
             model: PreTrainedModel = loader.from_pretrained(
                 folder, dtype=getattr(torch, dtype), local_files_only=True, **settings
@@ -90,6 +91,21 @@ def load_model(
             f" {first_line(error)}"
         ) from error
     return model
+
+
+def _fresh_options(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options` without the label names where the model was trained on the same labels.
+
+    Its outputs stand in the order of its own names; other names would swap what they mean.
+    """
+    labels = options.get("label2id")
+    if labels is None:
+        return dict(options)
+    with quiet():
+        trained = transformers.AutoConfig.from_pretrained(folder, local_files_only=True).label2id
+    if set(trained or ()) != set(labels):
+        return dict(options)
+    return {k: v for k, v in options.items() if k not in ("num_labels", "id2label", "label2id")}
 
 
 def _config_changes(folder: Path, changes: Mapping[str, Any]) -> dict[str, Any]:

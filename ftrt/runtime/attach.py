@@ -122,6 +122,7 @@ def build_parts(recipe: Recipe, registry: Registry) -> Parts:
             f" such as lora"
         )
     losses = []
+    teachers: dict[str, SignalSource] = {}
     for section in recipe.losses:
         if section.name == TASK:
             if section.options or section.teacher:
@@ -139,7 +140,13 @@ def build_parts(recipe: Recipe, registry: Registry) -> Parts:
             )
         if section.teacher is not None and not term.needs_signal:
             raise ConfigError(f"loss {term.name!r}: reads no teacher; remove `teacher`")
-        signal = registry.signal(section.teacher) if section.teacher else None
+        signal = None
+        if section.teacher is not None:
+            # terms with the same teacher share it, so that it is read and run once
+            key = section.teacher.model_dump_json()
+            if key not in teachers:
+                teachers[key] = registry.signal(section.teacher)
+            signal = teachers[key]
         losses.append((section, term, signal))
     return Parts(recipe, registry, head, method, tuple(losses))
 
@@ -239,10 +246,12 @@ def _attach(
 
 
 def _attach_losses(model: nn.Module, parts: Parts) -> LossHandle | None:
-    terms = []
-    for section, term, signal in parts.losses:
+    for signal in {id(signal): signal for _, _, signal in parts.losses}.values():
         if signal is not None:
             signal.bind(parts.head, model)
-        terms.append(WeightedTerm(section.name, term, section.weight, section.schedule, signal))
+    terms = [
+        WeightedTerm(section.name, term, section.weight, section.schedule, signal)
+        for section, term, signal in parts.losses
+    ]
     # without terms too: a classifier's own loss is rescaled under gradient accumulation
     return attach_losses(model, terms, head=parts.head)

@@ -200,9 +200,6 @@ def predict_run(
     recipe.
     """
     run = load_run(path, base=base)
-    if isinstance(rows, list) and all(isinstance(row, str) for row in rows):
-        column = next(iter(run.head.columns))
-        rows = [{column: row} for row in rows]
     if isinstance(rows, (str, Path)):
         section = run.recipe.data
         registry = Registry()
@@ -215,6 +212,7 @@ def predict_run(
             on_bad_row=section.on_bad_row,
             answers=run.head.answer_columns,
         )
+    rows = [run.head.row_from_text(row) if isinstance(row, str) else row for row in rows]
     answers: list[dict[str, Any]] = []
     for start in range(0, len(rows), batch_size):
         answers += run.head.predict(

@@ -153,6 +153,8 @@ def _prepare(parts: Parts, output: Path, say: Say) -> _Job:
     tokenizer = bridge.load_tokenizer(recipe.model.path)
     model = read_base(recipe.model, head)
     bridge.check_length(model, recipe.data.max_length)
+    # before encoding: a model that was trained on these labels keeps its own order of them
+    run = attach_parts(model, parts, tokenizer=tokenizer, restorable=False)
 
     def encode(rows: Sequence[Row] | None) -> EncodedSplit | None:
         length = recipe.data.max_length
@@ -163,7 +165,6 @@ def _prepare(parts: Parts, output: Path, say: Say) -> _Job:
     validation = encode(splits.validation)
     held_out = encode(splits.test) or validation
     _report_truncation(train_split, recipe.data.max_length, say)
-    run = attach_parts(model, parts, tokenizer=tokenizer, restorable=False)
     return _Job(recipe, output, splits, tokenizer, run, head, train_split, validation, held_out)
 
 

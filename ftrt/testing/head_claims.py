@@ -17,7 +17,6 @@ from ftrt.errors import DataError
 from ftrt.testing.toy_task_models import ToyClassifier, ToyLanguageModel
 
 UNSEEN_LABEL = "a label never seen"
-ANSWER_COLUMNS = ("label", "labels", "response")
 IGNORED_LABEL = -100
 # batches of other sizes sum in another order
 TOLERANCE = 1e-4
@@ -74,7 +73,7 @@ class Subject:
     def unanswered(self) -> list[dict[str, Any]]:
         """The rows without the columns that hold answers."""
         return [
-            {key: value for key, value in row.items() if key not in ANSWER_COLUMNS}
+            {key: row[key] for key in row if key not in self.head_class.answer_columns}
             for row in copy.deepcopy(list(self.rows))
         ]
 

@@ -50,7 +50,7 @@ def has_name_and_source(subject: Subject) -> None:
 
 def validates_options(subject: Subject) -> None:
     """Options come back from JSON as they were, and unknown ones are refused."""
-    config = getattr(subject.method_class, "Config", None)
+    config: Any = getattr(subject.method_class, "Config", None)
     is_config = isinstance(config, type) and issubclass(config, PluginConfig)
     if not is_config:
         raise AssertionError(f"`Config` must derive from ftrt.api.PluginConfig; got {config!r}")
@@ -115,8 +115,7 @@ def trains_what_it_declares(subject: Subject) -> None:
     if idle:
         raise AssertionError(
             f"every trainable parameter must get a gradient within {STEPS} steps; {idle[0]} gets"
-            f" none"
-            f" ({len(idle)} in all)"
+            f" none ({len(idle)} in all)"
         )
     ids = {id(p) for p in trainable.values()}
     for name, value in values.items():
@@ -133,7 +132,7 @@ def _gradients_seen(
     seen: set[str] = set()
     for _ in range(STEPS):
         model.train()
-        loss_of(model, subject.batch).backward()
+        loss_of(model, subject.batch).backward()  # type: ignore[no-untyped-call]
         for name, parameter in trainable.items():
             grad = parameter.grad
             if grad is None:
@@ -201,8 +200,8 @@ def resumes_equal(subject: Subject) -> None:
     assert_near(
         got,
         expected,
-        "a resumed run must equal one without a break; state that training"
-        " needs must be in the adapter's state_dict",
+        "a resumed run must equal one without a break; state that training needs must be in the"
+        " adapter's state_dict",
     )
 
 
@@ -228,7 +227,7 @@ def _gradients(subject: Subject, *, checkpointing: bool) -> dict[str, Tensor]:
     model, method = subject.attached(base)
     subject.run(model, method, STEPS).train(STEPS)
     torch.manual_seed(RELOAD_SEED)
-    loss_of(model.train(), subject.batch).backward()
+    loss_of(model.train(), subject.batch).backward()  # type: ignore[no-untyped-call]
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 

@@ -39,7 +39,7 @@ class TrainingRun:
         self.model.train()
         for _ in range(steps):
             torch.manual_seed(STEP_SEED + self.steps)
-            loss_of(self.model, self.batch).backward()
+            loss_of(self.model, self.batch).backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.steps += 1

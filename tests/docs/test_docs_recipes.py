@@ -18,7 +18,6 @@ import ftrt
 from ftrt import recipe as recipes
 from ftrt.data.catalog import ASSETS
 from ftrt.data.formats import SUFFIXES
-from ftrt.data.texts import ANSWER_COLUMNS
 from ftrt.integrations import transformers_training as training
 from ftrt.registry import Registry, merge
 
@@ -134,10 +133,11 @@ def test_data_suffixes_are_those_of_the_reader():
     assert listed == list(SUFFIXES)
 
 
-def test_answer_columns_are_those_of_the_splitter():
-    line = re.search(r"The answer columns \((.*?)\)", PAGE.text)[1]
+def test_answer_columns_are_those_of_the_heads():
+    (line,) = re.findall(r"The head's answer columns \((.*?)\)", PAGE.text)
+    heads = [Registry().find("head", name) for name in ("sequence_classification", "causal_lm")]
 
-    assert set(code_names(line)) == ANSWER_COLUMNS
+    assert set(code_names(line)) == {name for head in heads for name in head.answer_columns}
 
 
 def test_assets_are_those_of_the_catalog():

@@ -53,9 +53,8 @@ class FullMethod(ModelMethod):
         if int8:
             raise UnsupportedError(
                 f"method 'full': trains the base's own weights, which int8 cannot be; {len(int8)}"
-                " layers are int8,"
-                f" {int8[0]} the first. Remove `quantization`, or choose an adapter method such as"
-                " lora"
+                f" layers are int8, {int8[0]} the first. Remove `quantization`, or choose an"
+                " adapter method such as lora"
             )
         model.requires_grad_(True)
         if not self.config.train_embeddings:

@@ -128,6 +128,10 @@ class CausalLM(Head):
             if all(key in row for row in features)
         }
 
+    def row_from_text(self, text: str) -> dict[str, Any]:
+        """A user's message in chat, the beginning of a text otherwise."""
+        return {"prompt" if self.config.format == "chat" else "text": text}
+
     def predict(
         self,
         model: nn.Module,

@@ -7,7 +7,7 @@ https://arxiv.org/abs/2312.03732. DoRA: Liu et al. 2024, https://arxiv.org/abs/2
 
 __all__ = ["LoraConfig", "LoraMethod"]
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 from torch import nn
@@ -68,13 +68,14 @@ class LoraMethod(PeftMethod):
         if options.dora and any(isinstance(module, Int8Linear) for module in model.modules()):
             raise UnsupportedError(
                 "method 'lora': dora needs a float base, whose weight it normalises; got int8"
-                " layers. Remove `dora`"
-                " or `quantization`"
+                " layers. Remove `dora` or `quantization`"
             )
+        # PEFT annotates an integer and takes any number; its readers expect one without a dot
+        whole = options.alpha.is_integer()
+        alpha: Any = int(options.alpha) if whole else options.alpha
         return peft.LoraConfig(
             r=options.rank,
-            # PEFT and its readers expect an integer where there is one
-            lora_alpha=int(options.alpha) if options.alpha.is_integer() else options.alpha,
+            lora_alpha=alpha,
             lora_dropout=options.dropout,
             target_modules=options.targets,
             use_rslora=options.rslora,

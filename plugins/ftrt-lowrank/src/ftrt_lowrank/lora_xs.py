@@ -102,8 +102,8 @@ class LoraXsMethod(LinearMethod):
         if rank > min(weight.shape):
             raise UnsupportedError(
                 "method 'lora_xs': rank must not exceed the smaller side of a targeted layer; got"
-                f" rank {rank} for"
-                f" {tuple(weight.shape)}. Lower it, or leave that layer out of `targets`"
+                f" rank {rank} for {tuple(weight.shape)}. Lower it, or leave that layer out of"
+                " `targets`"
             )
         u, s, v = torch.svd_lowrank(
             weight, q=min(rank + OVERSAMPLING, *weight.shape), niter=POWER_ITERATIONS
