@@ -77,7 +77,7 @@ def base_fingerprint(model: nn.Module) -> str:
 def _embedding_weight(model: nn.Module) -> torch.Tensor | None:
     embeddings = getattr(model, "get_input_embeddings", lambda: None)()
     embeddings = getattr(embeddings, "base_layer", embeddings)
-    weight = getattr(embeddings, "weight", None)
+    weight: torch.Tensor | None = getattr(embeddings, "weight", None)
     if weight is None or weight.ndim != 2 or not weight.is_floating_point() or weight.is_meta:
         return None
     return weight

@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import json
+import os
 import random
 import sys
 from pathlib import Path

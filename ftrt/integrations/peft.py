@@ -1,6 +1,6 @@
 """Adapter methods as `PeftModel`s: put one on a model, read it back, make it fast, merge it.
 
-With `peft_*.py` beside it this is the only importer of peft. Importing it registers the PEFT type
+With `peft_*.py` beside it this is the only importer of peft; importing it registers the PEFT type
 "FTRT".
 """
 
@@ -22,6 +22,9 @@ from ftrt.integrations.peft_load import load
 from ftrt.integrations.peft_lora import fuse_layers, unfuse_layers
 from ftrt.integrations.peft_tuner import FtrtConfig
 from ftrt.quantization.convert import dequantize_linears
+
+# How PEFT's names of layers start.
+PREFIX = "base_model.model."
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +74,7 @@ def wrap(
 
 
 def fuse(peft_model: PeftModel) -> PeftModel:
-    """Run the LoRA layers of a `PeftModel` through ftrt's fused op, in place; returns the same
-    object.
+    """Run the LoRA layers of a `PeftModel` through ftrt's fused op, in place, and return it.
 
     Outputs agree within rounding, and files, state-dict keys and PEFT's own functions stay as they
     are. Layers with anything but one plain active LoRA (DoRA, several adapters, dropout while
@@ -101,9 +103,7 @@ def fuse(peft_model: PeftModel) -> PeftModel:
 
 
 def unfuse(peft_model: PeftModel) -> PeftModel:
-    """Give the LoRA layers PEFT's own forward back, in place; int8 layers have no other and
-    stay.
-    """
+    """Give LoRA layers PEFT's own forward back, in place; int8 layers have no other and stay."""
     if not isinstance(peft_model, PeftModel):
         raise UsageError(f"unfuse: must be given a peft.PeftModel; got {type(peft_model).__name__}")
     unfuse_layers(peft_model)
@@ -111,8 +111,7 @@ def unfuse(peft_model: PeftModel) -> PeftModel:
 
 
 def merge(peft_model: PeftModel) -> nn.Module:
-    """The base with its active adapters added to the weights: a plain float model without PEFT or
-    int8 layers.
+    """The base with its active adapters added to the weights, as a plain float model.
 
     Raises:
         UsageError: not a `PeftModel`.
@@ -154,7 +153,7 @@ def _check_unshared(model: nn.Module) -> None:
         weight = getattr(base, "weight", None)
         if isinstance(weight, nn.Parameter) and uses[id(weight)] > 1:
             raise UnsupportedError(
-                f"merge: {name} shares its weight with another module, which merging would change"
+                f"merge: {name.removeprefix(PREFIX)} shares its weight with another module, which merging would change"
                 " too; keep it as an adapter, or untie the weights before training"
             )
 

@@ -3,7 +3,7 @@
 __all__ = ["check_bare", "check_int8", "config_for", "modules_to_save"]
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from peft import PeftConfig, PeftModel, TaskType
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -100,7 +100,7 @@ def _peft_config(
         )
     targets = getattr(config, "target_modules", None)
     if targets is None:
-        return config
+        return cast(PeftConfig, config)
     if isinstance(targets, str) and targets.lower() == ALL_LINEAR:
         targets = ALL_LINEAR
     where = f"method {method.name!r}: targets"
@@ -113,7 +113,7 @@ def _peft_config(
     _allow_int8(
         config, any(name in int8 or f"{name}.base_layer" in int8 for name in names), method.name
     )
-    return config
+    return cast(PeftConfig, config)
 
 
 def check_bare(model: nn.Module) -> None:

@@ -37,8 +37,8 @@ class FtrtLayer(KeepsBase, nn.Module, BaseTunerLayer):
     def __init__(self, base_layer: nn.Module, adapter_name: str) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.in_features = base_layer.in_features
-        self.out_features = base_layer.out_features
+        self.in_features = cast(int, base_layer.in_features)
+        self.out_features = cast(int, base_layer.out_features)
         self.ftrt_adapters = nn.ModuleDict()
         self.merged_adapters: list[str] = []
         self._active_adapter = adapter_name

@@ -54,7 +54,8 @@ def resolve_targets(
         chosen = _adapted_by_default(model, linear) - whole
         if not chosen:
             raise ConfigError(
-                f"{where}: {ALL_LINEAR} must match a layer; the model has no linear layer to adapt"
+                f"{where}: {ALL_LINEAR} must match a layer; the model has no linear layer beside its"
+                " output head. Name the layers to adapt"
             )
         return [name for name in linear if name in chosen]
     candidates = linear if linear_only else [*linear, *others]

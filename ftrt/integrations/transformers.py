@@ -37,8 +37,8 @@ logger = logging.getLogger(__name__)
 def quiet() -> Iterator[None]:
     """Silence transformers' load reports and progress bars; what matters is raised as an error."""
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         with warnings.catch_warnings():
             # deprecations inside transformers and peft are theirs to mend, not the user's
@@ -46,7 +46,7 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         transformers_logging.set_verbosity(verbosity)
-        transformers_logging.enable_progress_bar()
+        transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def load_model(
@@ -203,7 +203,7 @@ def _convert_gguf(source: Path, folder: Path) -> None:
             quantization_config=transformers.GgufConfig(dequantize=True),
         )
         tokenizer.save_pretrained(folder)
-        model.to(torch.bfloat16).save_pretrained(folder)
+        model.bfloat16().save_pretrained(folder)
 
 
 def keep_layers(model: PreTrainedModel, layers: Sequence[int]) -> None:

@@ -197,7 +197,7 @@ def peak_memory_bytes() -> int:
     """Most memory held so far: of the GPU where there is one, else resident memory of this
     process.
     """
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     # Linux counts in KiB, macOS in bytes
     unit = 1 if sys.platform == "darwin" else 1024

@@ -131,13 +131,16 @@ def build_trainer(
             raise ConfigError(
                 "early_stopping: needs a validation split and evaluations that select the best"
                 " checkpoint; got"
-                f" eval_strategy={arguments.eval_strategy.value}, load_best_model_at_end=False"
+                f" eval_strategy={arguments.eval_strategy}, load_best_model_at_end=False"
             )
         patience, min_delta = early_stopping
         callbacks.append(transformers.EarlyStoppingCallback(patience, min_delta))
     optimizer = None
     if param_groups is not None:
-        optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+        optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(
+            arguments,
+            model,  # type: ignore[arg-type]
+        )
         optimizer = optimizer_class(param_groups, **options)
     trainer = Trainer(
         model=model,
@@ -147,7 +150,7 @@ def build_trainer(
         data_collator=lambda features: head.collate(features, tokenizer),
         compute_metrics=_metrics(head) if head.needs_logits else None,
         callbacks=callbacks,
-        optimizers=(optimizer, None),  # type: ignore[arg-type]
+        optimizers=(optimizer, None),
     )
     # ftrt's own callback reports progress, on a terminal and off it
     trainer.remove_callback(transformers.PrinterCallback)

@@ -13,7 +13,7 @@ __all__ = [
     "train",
 ]
 
-from ftrt.runtime.attach import Run, attach
+from ftrt.runtime.attachment import Run, attach
 from ftrt.runtime.load import (
     LoadedRun,
     evaluate_run,
@@ -22,4 +22,4 @@ from ftrt.runtime.load import (
     merge_run,
     predict_run,
 )
-from ftrt.runtime.train import TrainResult, train
+from ftrt.runtime.training import TrainResult, train

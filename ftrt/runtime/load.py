@@ -89,7 +89,7 @@ def load_run(
         if quantized is not False:
             quantize_base(model, recipe.quantization, head.new_modules(model))
         model = peft_bridge.load(model, folder)
-    return LoadedRun(model.eval(), tokenizer, head, recipe, info, folder)
+    return LoadedRun(model.train(False), tokenizer, head, recipe, info, folder)
 
 
 def _info(folder: Path) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def load_model(path: str, *, head: Head | None = None, dtype: str = "float32") -
     tokenizer = bridge.load_tokenizer(path)
     auto_class = head.auto_class if head is not None else "AutoModel"
     model = bridge.load_model(path, auto_class, dtype=dtype)
-    return model.eval(), tokenizer
+    return model.train(False), tokenizer
 
 
 def evaluate_run(
@@ -212,13 +212,13 @@ def predict_run(
             on_bad_row=section.on_bad_row,
             answers=run.head.answer_columns,
         )
-    rows = [run.head.row_from_text(row) if isinstance(row, str) else row for row in rows]
+    whole = [run.head.row_from_text(row) if isinstance(row, str) else row for row in rows]
     answers: list[dict[str, Any]] = []
-    for start in range(0, len(rows), batch_size):
+    for start in range(0, len(whole), batch_size):
         answers += run.head.predict(
             run.model,
             run.tokenizer,
-            rows[start : start + batch_size],
+            whole[start : start + batch_size],
             max_length=run.recipe.data.max_length,
         )
     return answers

@@ -13,7 +13,7 @@ import ftrt
 from ftrt import checkpoint
 from ftrt.data import Splits
 from ftrt.ops.extension import implementation_report
-from ftrt.runtime.attach import Run
+from ftrt.runtime.attachment import Run
 
 
 def run_info(

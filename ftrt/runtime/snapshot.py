@@ -56,8 +56,8 @@ class ModelSnapshot:
             parameter.requires_grad_(requires_grad)
             parameter.grad = None
         if self._config is not None:
-            vars(self._model.config).clear()  # type: ignore[arg-type]
-            vars(self._model.config).update(vars(copy.deepcopy(self._config)))  # type: ignore[arg-type]
+            vars(self._model.config).clear()
+            vars(self._model.config).update(vars(copy.deepcopy(self._config)))
 
 
 def _shallow(state: dict[str, Any]) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def validate():
     from ftrt.integrations.transformers_training import check_training
     from ftrt.recipe import load
     from ftrt.registry import Registry
-    from ftrt.runtime.attach import build_parts
+    from ftrt.runtime.attachment import build_parts
 
     def check(tree):
         registry = Registry()

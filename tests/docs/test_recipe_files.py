@@ -5,7 +5,7 @@ import pytest
 
 from ftrt.data.catalog import ASSETS
 from ftrt.recipe import load
-from ftrt.runtime.train import _check_complete
+from ftrt.runtime.training import _check_complete
 
 FILES = sorted(doc_pages.REPOSITORY.glob("recipes/*.yaml"))
 

@@ -147,7 +147,7 @@ def test_targets_that_select_nothing_are_errors(bert, targets, message):
 
 
 def test_a_model_without_linear_layers_is_an_error():
-    with pytest.raises(ConfigError, match="the model has no linear layer to adapt"):
+    with pytest.raises(ConfigError, match="the model has no linear layer beside its output head"):
         resolve_targets(nn.Sequential(nn.Embedding(2, 2)), "all-linear")
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from peft_subjects import LABELS, bert, logits, lora, shift
+from peft_subjects import bert, logits, lora, shift
 from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
@@ -103,12 +103,11 @@ def test_the_best_checkpoint_is_loaded_at_the_end(method, tmp_path):
 
 
 @METHODS
-def test_the_loss_falls(method, tmp_path):
+def test_training_lowers_the_evaluation_loss(method, tmp_path):
     run = trainer(wrapped(method, int8=True), tmp_path)
+    before = run.evaluate()["eval_loss"]
     run.train()
-    losses = [row["loss"] for row in run.state.log_history if "loss" in row]
-    assert len(losses) == 6 and len(LABELS) == 3
-    assert all(loss == loss for loss in losses)
+    assert run.evaluate()["eval_loss"] < before
 
 
 @METHODS

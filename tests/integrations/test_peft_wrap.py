@@ -294,6 +294,23 @@ def test_an_adapter_cannot_be_added_while_one_is_merged():
     assert list(model.peft_config) == ["default"]
 
 
+def test_adapters_of_different_dtypes_live_together_and_merge():
+    model = wrapped(shift, steps=3)
+    first = logits(model)
+    model.add_adapter("second", bridge.config_for(model, shift(), new_modules=["classifier"]))
+    model.set_adapter("second")
+    train(model, 2)
+    for layer in layers_of(model):
+        layer.ftrt_adapters["second"].to(torch.bfloat16)
+    second = logits(model)
+    assert torch.isfinite(second).all()
+    model.merge_adapter()
+    torch.testing.assert_close(logits(model), second, atol=2e-2, rtol=2e-2)
+    model.unmerge_adapter()
+    model.set_adapter("default")
+    assert torch.equal(logits(model), first)
+
+
 def test_state_dict_keys_are_stable():
     keys = [key for key in wrapped(shift).state_dict() if ".0.attention.self.query" in key]
     prefix = "base_model.model.bert.encoder.layer.0.attention.self.query"

@@ -1,3 +1,4 @@
+import peft
 import pytest
 import torch
 from ftrt_lowrank.lora import LoraConfig, LoraMethod
@@ -56,10 +57,11 @@ def test_lora_options_reach_peft(rslora, scaling):
     config = LoraMethod(LoraConfig(rank=4, alpha=32, dropout=0.1, rslora=rslora)).peft_config(
         nn.Sequential(nn.Linear(4, 4))
     )
+    config.target_modules = ["0"]
     assert (config.r, config.lora_alpha, config.lora_dropout) == (4, 32, 0.1)
     assert isinstance(config.lora_alpha, int)
-    assert config.use_rslora is rslora
-    assert scaling == 32 / (4**0.5 if rslora else 4)
+    model = peft.get_peft_model(nn.Sequential(nn.Linear(4, 4)), config)
+    assert model.base_model.model[0].scaling == {"default": scaling}
 
 
 def test_dora_on_an_int8_base_is_an_error():

@@ -25,7 +25,7 @@ from ftrt.integrations.transformers_callbacks import (
 )
 from ftrt.recipe import Recipe, load
 from ftrt.registry import Registry
-from ftrt.runtime.attach import Parts, Run, attach_parts, build_parts
+from ftrt.runtime.attachment import Parts, Run, attach_parts, build_parts
 from ftrt.runtime.base import read_base
 from ftrt.runtime.report import run_info, write_card, write_loss_plot
 

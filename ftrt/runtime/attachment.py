@@ -121,7 +121,7 @@ def build_parts(recipe: Recipe, registry: Registry) -> Parts:
             f" {recipe.quantization.dtype}. Remove `quantization`, or choose an adapter method"
             f" such as lora"
         )
-    losses = []
+    losses: list[tuple[LossSection, LossTerm | None, SignalSource | None]] = []
     teachers: dict[str, SignalSource] = {}
     for section in recipe.losses:
         if section.name == TASK:
