@@ -153,8 +153,9 @@ def _check_unshared(model: nn.Module) -> None:
         weight = getattr(base, "weight", None)
         if isinstance(weight, nn.Parameter) and uses[id(weight)] > 1:
             raise UnsupportedError(
-                f"merge: {name.removeprefix(PREFIX)} shares its weight with another module, which merging would change"
-                " too; keep it as an adapter, or untie the weights before training"
+                f"merge: {name.removeprefix(PREFIX)} shares its weight with another module, which"
+                " merging would change too; keep it as an adapter, or untie the weights before"
+                " training"
             )
 
 

@@ -33,8 +33,7 @@ def config_for(
     task_type: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> PeftConfig:
-    """The `PeftConfig` of `method` on `model`, its targets resolved; `PeftModel.add_adapter` takes
-    it too.
+    """The `PeftConfig` of `method` on `model`, for `PeftModel.add_adapter` too.
 
     Args and errors are those of `wrap`; `model` may also be a `PeftModel`.
     """
@@ -117,6 +116,7 @@ def _peft_config(
 
 
 def check_bare(model: nn.Module) -> None:
+    """Refuse a model that carries adapters already."""
     if isinstance(model, PeftModel) or any(
         isinstance(module, BaseTunerLayer) for module in model.modules()
     ):
@@ -127,6 +127,7 @@ def check_bare(model: nn.Module) -> None:
 
 
 def check_int8(model: nn.Module, method: Method, new_modules: Sequence[str]) -> None:
+    """Refuse int8 layers under a method that needs float ones, and in modules that must train."""
     int8 = [name for name, module in model.named_modules() if isinstance(module, Int8Linear)]
     if int8 and not method.supports_quantized_base:
         raise UnsupportedError(

@@ -1,6 +1,4 @@
-"""Reading and checking PEFT's adapter files: every fault is a `CheckpointError` that names the
-file.
-"""
+"""Reading PEFT's adapter files; every fault is a `CheckpointError` that names the file."""
 
 __all__ = ["check_base", "check_tensors", "read_config", "read_tensors"]
 

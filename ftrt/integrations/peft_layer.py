@@ -1,6 +1,4 @@
-"""The layer that carries a plugin's adapters: a frozen linear layer and one `LinearAdapter` per
-adapter name.
-"""
+"""The layer that carries a plugin's adapters beside one frozen linear layer."""
 
 __all__ = ["CONTAINER", "FtrtLayer"]
 
@@ -93,8 +91,7 @@ class FtrtLayer(KeepsBase, nn.Module, BaseTunerLayer):
         return output
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Put a float layer with the adapters' weight in the place of the base, which is kept for
-        `unmerge`.
+        """Put a float layer with the adapters' weight in the base's place; `unmerge` undoes it.
 
         Raises:
             UnsupportedError: an adapter's method says it cannot be merged.

@@ -1,6 +1,4 @@
-"""Putting a saved adapter back on its base: strict, and leaving the model as it was when it
-fails.
-"""
+"""Putting a saved adapter on its base: strict, and undone when it fails."""
 
 __all__ = ["load"]
 
@@ -31,8 +29,7 @@ def load(
     is_trainable: bool = False,
     method: LinearMethod | None = None,
 ) -> PeftModel:
-    """Put a saved adapter on its base, in place; works over float and int8 bases, for PEFT's and
-    plugins' methods.
+    """Put a saved adapter on its float or int8 base, in place.
 
     Unlike `PeftModel.from_pretrained`, tensors that are missing or left over are errors, and after
     an error the model is what it was.

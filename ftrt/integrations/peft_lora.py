@@ -30,9 +30,7 @@ WEIGHT_FREE_INITS = (True, False, "gaussian")
 
 
 class FusedLoraLinear(LoraLinear):
-    """`peft.tuners.lora.Linear` that runs one plain active adapter through
-    `ftrt.nn.lora_forward`.
-    """
+    """PEFT's LoRA layer, running one plain active adapter through `ftrt.nn.lora_forward`."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         name = None if args or kwargs else self._fusable()
@@ -43,9 +41,7 @@ class FusedLoraLinear(LoraLinear):
         return lora_forward(self.base_layer, x, a.weight, b.weight, self.scaling[name])
 
     def _fusable(self) -> str | None:
-        """The adapter that the fused op can run on this call, or None where PEFT's own forward
-        must.
-        """
+        """The adapter that the fused op can run on this call; None where PEFT's forward must."""
         if self._disable_adapters or self.merged_adapters or self.fan_in_fan_out:
             return None
         active = [name for name in self.active_adapters if name in self.lora_A]
@@ -109,9 +105,7 @@ class Int8LoraLinear(KeepsBase, FusedLoraLinear):
 
 
 def lora_on_int8(config: Any) -> None:
-    """Let this `LoraConfig` adapt int8 layers; nothing of it is written to
-    `adapter_config.json`.
-    """
+    """Let this `LoraConfig` adapt int8 layers; no trace of it is saved."""
     config._register_custom_module({Int8Linear: Int8LoraLinear})
 
 
@@ -121,9 +115,7 @@ def is_plain_lora(config: Any) -> bool:
 
 
 def fuse_layers(model: nn.Module) -> int:
-    """Give PEFT's LoRA linear layers the fused forward, in place; how many there are, fused
-    before or not.
-    """
+    """Give PEFT's LoRA linear layers the fused forward, in place; return how many have it."""
     count = 0
     for module in model.modules():
         if type(module) is LoraLinear:
@@ -133,9 +125,7 @@ def fuse_layers(model: nn.Module) -> int:
 
 
 def unfuse_layers(model: nn.Module) -> int:
-    """Give float LoRA layers PEFT's own forward back; int8 ones have no other and stay. How many
-    were changed.
-    """
+    """Give float LoRA layers PEFT's own forward back, in place; return how many changed."""
     count = 0
     for module in model.modules():
         if type(module) is FusedLoraLinear:

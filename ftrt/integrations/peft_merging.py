@@ -1,5 +1,4 @@
-"""Merging beside a kept base: a float layer takes its place, and unmerging puts the base itself"
-" back."""
+"""Merging beside a kept base, so that unmerging puts the very same layer back."""
 
 __all__ = ["KeepsBase", "float_layer", "merged_linear"]
 
@@ -13,8 +12,7 @@ from ftrt.nn import Int8Linear, dense_weight
 
 
 class KeepsBase:
-    """Mixed into a PEFT layer: `base_layer` is swapped while merged, so unmerging is exact to the
-    bit.
+    """Mixed into a PEFT layer: swaps `base_layer` while merged, so unmerging is bit-exact.
 
     PEFT's own layers add to the weight and subtract again, which an int8 weight cannot do and which
     rounds a float one.

@@ -1,5 +1,4 @@
-"""Which layers a method adapts: from what a recipe says to full names, and to the suffixes PEFT
-stores.
+"""Which layers a method adapts: full names, and the name endings that PEFT stores.
 
 PEFT resolves "all-linear" by the type `nn.Linear`, which misses int8 layers; ftrt resolves it
 itself, so that the same recipe adapts the same layers on a float and on an int8 base, and the saved
@@ -54,8 +53,8 @@ def resolve_targets(
         chosen = _adapted_by_default(model, linear) - whole
         if not chosen:
             raise ConfigError(
-                f"{where}: {ALL_LINEAR} must match a layer; the model has no linear layer beside its"
-                " output head. Name the layers to adapt"
+                f"{where}: {ALL_LINEAR} must match a layer; the model has no linear layer beside"
+                " its output head. Name the layers to adapt"
             )
         return [name for name in linear if name in chosen]
     candidates = linear if linear_only else [*linear, *others]
@@ -98,9 +97,7 @@ def shortest_suffixes(names: Sequence[str], others: Iterable[str]) -> list[str]:
 
 
 def peft_targets(model: nn.Module, names: Sequence[str]) -> list[str] | str:
-    """What to store as PEFT's `target_modules` so that exactly `names` are adapted in any model
-    built like `model`.
-    """
+    """What to store as PEFT's `target_modules` so that exactly `names` are adapted."""
     linear, others = _names(model)
     chosen = set(names)
     rest = [name for name in (*linear, *others) if name not in chosen]

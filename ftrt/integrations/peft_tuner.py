@@ -1,5 +1,4 @@
-"""Any plugin's `LinearMethod` as a real `PeftModel`: one PEFT type "FTRT", its config, its tuner
-and its layer.
+"""Any plugin's `LinearMethod` as a real `PeftModel`: the PEFT type "FTRT".
 
 PEFT's enum of methods is closed, its lookup tables are plain dicts keyed by string. Importing this
 module adds the key "FTRT" to them (and changes nothing else), after which
@@ -34,9 +33,7 @@ from ftrt.registry import Registry
 
 
 class FtrtPeftType(str, enum.Enum):  # noqa: UP042 - PEFT reads the part of str() behind the dot
-    """PEFT's `PeftType` with the one member it cannot be given; equal to, and hashed like, its
-    string.
-    """
+    """The member that PEFT's closed `PeftType` lacks; equal to, and hashed like, its string."""
 
     FTRT = "FTRT"
 

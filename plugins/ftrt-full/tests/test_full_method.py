@@ -1,11 +1,12 @@
+from importlib.metadata import entry_points
+
 import pytest
 import torch
 from ftrt_full.full import FullConfig, FullMethod
 from torch import nn
 
+from ftrt import quantize_linears
 from ftrt.errors import ConfigError, UnsupportedError
-from ftrt.plugins import PluginManager
-from ftrt.quantization.convert import quantize_linears
 from ftrt.testing import check_method
 
 
@@ -95,4 +96,5 @@ def test_an_int8_base_is_refused():
 
 
 def test_the_installed_plugin_offers_the_method():
-    assert PluginManager().get("method", "full").__module__ == "ftrt_full.full"
+    (point,) = entry_points(group="ftrt", name="method.full")
+    assert point.load().register_methods() == [FullMethod]

@@ -1,3 +1,5 @@
+from importlib.metadata import entry_points
+
 import peft
 import pytest
 import torch
@@ -6,10 +8,9 @@ from ftrt_lowrank.lora_xs import LoraXsAdapter, LoraXsConfig, LoraXsMethod
 from pydantic import ValidationError
 from torch import nn
 
+from ftrt import quantize_linears
 from ftrt.errors import UnsupportedError
 from ftrt.nn import Int8Linear
-from ftrt.plugins import PluginManager
-from ftrt.quantization.convert import quantize_linears
 from ftrt.testing import check_method
 
 INT8_ERROR = "method 'lora': dora needs a float base"
@@ -120,6 +121,7 @@ def test_a_rank_above_the_layer_is_an_error():
 
 @pytest.mark.parametrize("name", ["lora", "lora_xs"])
 def test_the_installed_plugin_offers_the_method(name):
-    found = PluginManager().get("method", name)
+    (point,) = entry_points(group="ftrt", name=f"method.{name}")
+    (found,) = point.load().register_methods()
     assert found.name == name
     assert found.__module__ == f"ftrt_lowrank.{name}"

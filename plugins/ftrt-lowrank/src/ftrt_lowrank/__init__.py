@@ -1,5 +1,3 @@
-"""Low-rank fine-tuning methods for ftrt; one module a method, found through the entry points of
-the group `ftrt`.
-"""
+"""Low-rank fine-tuning methods for ftrt, one module a method."""
 
 __all__: list[str] = []

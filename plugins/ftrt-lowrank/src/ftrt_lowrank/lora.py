@@ -46,9 +46,7 @@ class LoraConfig(PluginConfig):
 
 
 class LoraMethod(PeftMethod):
-    """PEFT's LoRA. Over int8 layers, and wherever a layer runs one plain adapter, the fused op
-    runs it.
-    """
+    """PEFT's LoRA; layers with one plain active adapter run the fused op."""
 
     name = "lora"
     source = "Hu et al. 2021, https://arxiv.org/abs/2106.09685"

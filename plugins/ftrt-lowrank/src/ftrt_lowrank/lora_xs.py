@@ -81,9 +81,7 @@ class LoraXsAdapter(LinearAdapter):
 
 
 class LoraXsMethod(LinearMethod):
-    """Adapters with rank² trained numbers a layer, for very many tasks over one base, or very
-    little memory.
-    """
+    """Trains rank² numbers a layer: for many tasks over one base, or very little memory."""
 
     name = "lora_xs"
     source = "Bałazy et al. 2024, https://arxiv.org/abs/2405.17604"
