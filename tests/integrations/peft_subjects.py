@@ -5,6 +5,9 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from ftrt.api import LinearAdapter, LinearMethod, PeftMethod, PluginConfig
+from ftrt.integrations import peft as bridge
+from ftrt.integrations.peft_layer import FtrtLayer
+from ftrt.integrations.peft_lora import FusedLoraLinear
 from ftrt.quantization.convert import quantize_linears
 
 
@@ -116,3 +119,15 @@ def train(model, steps=3):
         optimizer.zero_grad()
     model.eval()
     return model
+
+
+def wrapped(method, *, int8=False, steps=0, **options):
+    torch.manual_seed(5)
+    model = bridge.wrap(
+        bert(int8=int8), method(**options), new_modules=["classifier"], task_type="SEQ_CLS"
+    )
+    return train(model, steps) if steps else model.eval()
+
+
+def layers_of(model):
+    return [m for m in model.modules() if isinstance(m, (FtrtLayer, FusedLoraLinear))]

@@ -8,6 +8,7 @@ from ftrt_lowrank.lora_xs import LoraXsAdapter, LoraXsConfig, LoraXsMethod
 from pydantic import ValidationError
 from torch import nn
 
+import ftrt
 from ftrt import quantize_linears
 from ftrt.errors import UnsupportedError
 from ftrt.nn import Int8Linear
@@ -125,3 +126,25 @@ def test_the_installed_plugin_offers_the_method(name):
     (found,) = point.load().register_methods()
     assert found.name == name
     assert found.__module__ == f"ftrt_lowrank.{name}"
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("name", ["lora", "lora_xs"])
+def test_a_saved_adapter_is_read_back_by_the_name_of_its_method(name, int8, tmp_path):
+    def base():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(12, 16), nn.GELU(), nn.Linear(16, 8))
+
+    recipe = {"method": {"name": name, "rank": 3}}
+    if int8:
+        recipe["quantization"] = {"dtype": "int8"}
+    model = ftrt.attach(base(), recipe).model
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter)
+    model.save_pretrained(tmp_path)
+    again = base()
+    if int8:
+        ftrt.quantize_linears(again)
+    x = torch.randn(5, 12)
+    assert torch.equal(ftrt.load(again, tmp_path)(x), model.eval()(x))

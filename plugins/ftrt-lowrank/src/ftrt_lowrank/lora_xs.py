@@ -4,10 +4,9 @@ A = V_rᵀ (rank, in_features) and B = U_r Σ_r (out_features, rank) come from t
 value decomposition of the base's weight, W ≈ U_r Σ_r V_rᵀ, so a layer trains rank² numbers whatever
 its width.
 
-Source: Bałazy et al. 2024, https://arxiv.org/abs/2405.17604, section 3. The paper starts R at N(0,
-    10⁻⁵²); here it
-starts at zero, which makes the start exact and trains as well: A and B are not zero, so R's
-    gradient is not either.
+Source: Bałazy et al. 2024, https://arxiv.org/abs/2405.17604, section 3. The paper starts R at small
+random numbers; here it starts at zero, which makes the start exact. It trains as well: A and B are
+not zero, so neither is the gradient of R.
 """
 
 __all__ = ["LoraXsAdapter", "LoraXsConfig", "LoraXsMethod"]
