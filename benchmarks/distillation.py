@@ -1,9 +1,10 @@
-"""Does `logit_kl` help? The student of recipes/distill.yaml with and without its teacher, over seeds.
+"""Does `logit_kl` help? The student of recipes/distill.yaml with and without its teacher, over
+seeds.
 
     python benchmarks/distillation.py --seeds 3 --work /tmp/distillation
 
-Both students start from the same blocks, see the same 2,000 labelled rows in the same order and take
-the same steps; one also sees the teacher's logits. Held-out accuracy, mean and each seed.
+Both students start from the same blocks, see the same 2,000 labelled rows in the same order and
+take the same steps; one also sees the teacher's logits. Held-out accuracy, mean and each seed.
 """
 
 import argparse

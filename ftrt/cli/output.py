@@ -49,7 +49,13 @@ def console(*, stderr: bool = False) -> "Console":
     """A rich console on stdout or stderr; markup and emoji codes in text stay as they are."""
     from rich.console import Console
 
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    class PipeConsole(Console):
+        """Lets a closed pipe through as itself: rich would end the program with exit code 1."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return PipeConsole(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def table(
