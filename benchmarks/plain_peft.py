@@ -35,11 +35,11 @@ model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=int(
 model = PeftModel.from_pretrained(model, adapter).eval()
 tokenizer = AutoTokenizer.from_pretrained(adapter)
 with torch.no_grad():
-    logits = [
-        model(**tokenizer(text, return_tensors="pt", truncation=True, max_length=int(length))).logits
+    batches = [
+        tokenizer(text, return_tensors="pt", truncation=True, max_length=int(length))
         for text in json.load(open(texts))
     ]
-save_file({"logits": torch.cat(logits)}, out)
+    save_file({"logits": torch.cat([model(**batch).logits for batch in batches])}, out)
 """
 
 

@@ -13,7 +13,7 @@ from ftrt.cli.progress import listener
 HERE = Path(__file__).parent
 TEXTS = (
     "a joy from start to finish , with a cast that could make a phone book funny .",
-    "two hours of my life that i will never get back .",
+    "a tedious , overlong mess that wastes a fine cast .",
     "the plot creaks , yet the performances are so warm that you hardly mind .",
 )
 

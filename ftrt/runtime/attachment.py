@@ -17,6 +17,7 @@ from ftrt.api import Head, LossTerm, Method, ModelMethod, SignalSource, count_tr
 from ftrt.checkpoint import base_fingerprint
 from ftrt.errors import ConfigError, UnsupportedError, UsageError
 from ftrt.integrations import peft as peft_bridge
+from ftrt.integrations.transformers import quiet
 from ftrt.integrations.transformers_callbacks import MethodCallback
 from ftrt.losses import TASK, LossHandle, WeightedTerm, attach_losses
 from ftrt.recipe import LossSection, Recipe, load
@@ -216,9 +217,10 @@ def _attach(
     if isinstance(method, ModelMethod):
         method.prepare(model, new_modules)
     elif method is not None:
-        model = peft_bridge.wrap(
-            model, method, new_modules=new_modules, task_type=head.task_type if head else None
-        )
+        with quiet():
+            model = peft_bridge.wrap(
+                model, method, new_modules=new_modules, task_type=head.task_type if head else None
+            )
     losses = _attach_losses(model, parts)
     callbacks: list[TrainerCallback] = (
         [MethodCallback(method, losses)] if method is not None else []

@@ -88,7 +88,8 @@ def load_run(
         _check_base(model, info, source, folder)
         if quantized is not False:
             quantize_base(model, recipe.quantization, head.new_modules(model))
-        model = peft_bridge.load(model, folder)
+        with bridge.quiet():
+            model = peft_bridge.load(model, folder)
     return LoadedRun(model.train(False), tokenizer, head, recipe, info, folder)
 
 
