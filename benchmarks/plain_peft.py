@@ -81,7 +81,9 @@ def main() -> None:
     answer = {}
     for name, quantized in (("dequantised base", None), ("float base", False)):
         run = ftrt.load_run(options.run, quantized=quantized)
-        splits = load_splits(run.recipe.data, columns=run.head.columns, optional=frozenset())
+        splits = load_splits(
+            run.recipe.data, columns=run.head.columns, optional=run.head.optional_columns
+        )
         texts = [row["text"] for row in splits.test[: options.texts]]
         own = own_logits(run, texts)
         with tempfile.TemporaryDirectory() as scratch:
