@@ -115,7 +115,10 @@ def build_parts(recipe: Recipe, registry: Registry) -> Parts:
     """
     head = registry.head(recipe.head) if recipe.head else None
     method = registry.method(recipe.method) if recipe.method else None
-    if method is not None and recipe.quantization and not method.supports_quantized_base:
+    # a full model in int8 could not be saved as the plain transformers model a run folder promises
+    trains_base = isinstance(method, ModelMethod)
+    quantizable = method is None or (method.supports_quantized_base and not trains_base)
+    if method is not None and recipe.quantization and not quantizable:
         raise UnsupportedError(
             f"method {method.name!r}: trains the base's own weights, which int8 cannot be; got"
             f" quantization:"

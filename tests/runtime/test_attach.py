@@ -137,3 +137,23 @@ def test_attach_changes_no_class_of_torch_transformers_or_peft(model):
     assert forwards == [
         torch.nn.Linear.forward, transformers.PreTrainedModel.forward, peft.PeftModel.forward,
     ]  # fmt: skip
+
+
+def test_a_method_that_trains_the_base_is_refused_on_int8_whatever_it_claims():
+    from ftrt.errors import UnsupportedError
+    from ftrt.recipe import parse
+    from ftrt.registry import Registry
+    from ftrt.runtime.attachment import build_parts
+
+    class Bold(ftrt.ModelMethod):
+        name, source, Config = "bold", "made up", ftrt.PluginConfig
+        supports_quantized_base = True
+
+        def prepare(self, model, new_modules):
+            model.requires_grad_(True)
+
+    registry = Registry()
+    registry.method = lambda section: Bold(section)
+    recipe = parse({"method": {"name": "bold"}, "quantization": {"dtype": "int8"}})
+    with pytest.raises(UnsupportedError, match="method 'bold': trains the base's own weights"):
+        build_parts(recipe, registry)
