@@ -10,10 +10,12 @@ __all__ = [
     "METRICS",
     "RUN_INFO",
     "base_fingerprint",
+    "check_output",
     "is_disk_full",
+    "is_run",
     "last_checkpoint",
-    "prepare_output",
     "read_run_info",
+    "start_output",
     "write_atomically",
     "write_run_info",
 ]
@@ -31,11 +33,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ftrt.errors import CheckpointError, explain_os_error
+from ftrt.errors import CheckpointError, UsageError, explain_os_error
 
 RUN_INFO = "ftrt.json"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
+# stands in a run folder from the start, so that an unfinished run is known as one
+MARKER = ".ftrt-run"
 RUN_INFO_VERSION = 1
 
 # At most this many embedding rows are hashed: enough to tell models apart, little enough for a 128k
@@ -44,6 +48,11 @@ FINGERPRINT_ROWS = 4096
 
 # A disk with less than this left counts as full: a failed write may have freed its own last blocks.
 FULL_DISK_BYTES = 1 << 20
+
+TRAIN_ADVICE = (
+    "Go on with --resume, replace it with --overwrite, or choose another folder with"
+    " --set output=FOLDER"
+)
 
 ARCHITECTURE_KEYS = (
     "model_type",
@@ -60,8 +69,8 @@ def base_fingerprint(model: nn.Module) -> str:
     embeddings.
 
     Adapters freeze the embeddings and int8 leaves them in float, so the fingerprint is the same for
-    the float and the int8 base, for any float dtype (values are compared as bfloat16), and with or
-    without an adapter.
+    the float and the int8 base, in float32 as in bfloat16 (values are compared as bfloat16), and
+    with or without an adapter. float16 rounds differently: take it before casting to that.
     """
     config = getattr(model, "config", None)
     facts = {key: getattr(config, key, None) for key in ARCHITECTURE_KEYS}
@@ -83,28 +92,63 @@ def _embedding_weight(model: nn.Module) -> torch.Tensor | None:
     return weight
 
 
-def prepare_output(path: Path, *, resume: bool, overwrite: bool) -> None:
-    """Make `path` the run folder.
+def check_output(
+    path: Path, *, resume: bool = False, overwrite: bool = False, advice: str = TRAIN_ADVICE
+) -> None:
+    """Check that `path` can become the run folder; nothing in it is touched.
 
     Raises:
-        CheckpointError: it holds a run already and neither `resume` nor `overwrite` says what to
-            do; it is a file; it cannot be written.
+        UsageError: both `resume` and `overwrite`.
+        CheckpointError: it is taken and neither says what to do; there is nothing to resume, or
+            nothing that may be overwritten; it is a file; it cannot be written.
     """
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite: one goes on, the other starts anew; give one")
     if path.exists() and not path.is_dir():
         raise CheckpointError(f"{path}: output must be a folder; a file stands there")
-    taken = path.is_dir() and any(path.iterdir())
-    if taken and not resume and not overwrite:
-        raise CheckpointError(
-            f"{path}: output must be empty or new; it holds {_listing(path)}. Go on with --resume,"
-            f" replace it with"
-            " --overwrite, or choose another folder with --set output=FOLDER"
-        )
+    if path.is_dir() and any(path.iterdir()):
+        _check_taken(path, resume=resume, overwrite=overwrite, advice=advice)
     try:
-        if taken and overwrite and not resume:
-            _remove_run(path)
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: output must be writable; {explain_os_error(error)}"
+        ) from None
+
+
+def _check_taken(path: Path, *, resume: bool, overwrite: bool, advice: str) -> None:
+    if not resume and not overwrite:
+        raise CheckpointError(
+            f"{path}: output must be empty or new; it holds {_listing(path)}. {advice}"
+        )
+    if not is_run(path):
+        # a mistyped output must not cost somebody their home folder
+        flag = "--resume" if resume else "--overwrite"
+        raise CheckpointError(
+            f"{path}: {flag} takes run folders only; this one has neither {RUN_INFO} nor {MARKER}"
+            f" and holds {_listing(path)}"
+        )
+    if resume and (path / RUN_INFO).exists() and last_checkpoint(path) is None:
+        raise CheckpointError(
+            f"{path}: holds a finished run and no checkpoint to resume from; replace it with"
+            " --overwrite, or choose another folder"
+        )
+
+
+def is_run(path: Path) -> bool:
+    """Whether ftrt wrote the folder: a finished run, or one that was started."""
+    return (path / RUN_INFO).is_file() or (path / MARKER).is_file()
+
+
+def start_output(path: Path, *, overwrite: bool) -> None:
+    """Empty a run folder that is to be replaced, and mark the folder as a run's."""
+    try:
+        if overwrite and is_run(path):
+            shutil.rmtree(path)
+        path.mkdir(parents=True, exist_ok=True)
+        (path / MARKER).touch()
     except OSError as error:
         raise CheckpointError(
             f"{path}: output must be writable; {explain_os_error(error)}"
@@ -116,27 +160,23 @@ def _listing(path: Path) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def _remove_run(path: Path) -> None:
-    # Only a folder that a run wrote is ever deleted; a mistyped output must not cost somebody their
-    # home folder.
-    if not (path / RUN_INFO).exists() and not (path / CHECKPOINTS).is_dir():
-        raise CheckpointError(
-            f"{path}: --overwrite replaces run folders only; this one has neither {RUN_INFO} nor"
-            f" {CHECKPOINTS}/ and"
-            f" holds {_listing(path)}"
-        )
-    shutil.rmtree(path)
-
-
 def last_checkpoint(path: Path) -> Path | None:
     """The newest complete checkpoint under the run folder `path`, or None."""
     found = []
     for folder in (path / CHECKPOINTS).glob("checkpoint-*"):
         step = folder.name.rpartition("-")[2]
-        # trainer_state.json is written last, so a checkpoint cut short lacks it
-        if step.isdigit() and (folder / "trainer_state.json").is_file():
+        if step.isdigit() and _is_whole(folder):
             found.append((int(step), folder))
     return max(found)[1] if found else None
+
+
+def _is_whole(folder: Path) -> bool:
+    # trainer_state.json is written last, so a checkpoint cut short lacks it or part of it
+    try:
+        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def write_run_info(path: Path, info: Mapping[str, Any]) -> None:

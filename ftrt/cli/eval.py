@@ -26,9 +26,12 @@ def evaluate(
         typer.Option(help="Rows to measure: a file or asset:NAME.", show_default=False),
     ] = None,
     split: Annotated[
-        Literal["train", "validation", "test"],
-        typer.Option(help="Without --data: which split of the run's own data."),
-    ] = "test",
+        Literal["train", "validation", "test"] | None,
+        typer.Option(
+            help="Which split of the run's own data; test, or validation without one.",
+            show_default=False,
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 32,
     base: BaseOption = None,
     as_json: JsonFlag = False,

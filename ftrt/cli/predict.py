@@ -3,6 +3,7 @@
 __all__ = ["app"]
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -49,6 +50,8 @@ def predict(
     """
     if bool(text) == (data is not None):
         raise UsageError("ftrt predict: give rows by --text or by --data, one of the two")
+    if out is not None:
+        _check_out(out)
     from ftrt.runtime import predict_run
 
     rows: Any = data if data is not None else list(text or [])
@@ -61,8 +64,24 @@ def predict(
         print_json({"rows": len(answers), "out": out, **({} if out else {"predictions": answers})})
     elif out is None:
         for answer in answers:
-            typer.echo(_line(answer))
+            _echo(_line(answer))
+
+
+def _check_out(out: Path) -> None:
+    """Refuse a place that cannot be written before the answers are made, not after."""
+    if out.exists() and not out.is_file():
+        raise UsageError(f"--out {out}: must be a file; something else stands there")
+    if not os.access(out.resolve().parent, os.W_OK):
+        raise UsageError(f"--out {out}: its folder must exist and be writable")
 
 
 def _line(answer: Mapping[str, Any]) -> str:
     return json.dumps(answer, ensure_ascii=False)
+
+
+def _echo(line: str) -> None:
+    try:
+        typer.echo(line)
+    except UnicodeEncodeError:
+        # a terminal that is not UTF-8 gets the same JSON in ASCII
+        typer.echo(json.dumps(json.loads(line)))

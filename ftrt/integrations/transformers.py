@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 def quiet() -> Iterator[None]:
     """Silence transformers' load reports and progress bars; what matters is raised as an error."""
     verbosity = transformers_logging.get_verbosity()
+    had_bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(logging.ERROR)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
@@ -46,7 +47,8 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         transformers_logging.set_verbosity(verbosity)
-        transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+        if had_bars:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def load_model(

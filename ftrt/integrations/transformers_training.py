@@ -13,6 +13,7 @@ __all__ = [
 ]
 
 import dataclasses
+import pickle
 import tempfile
 import typing
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,17 @@ RESERVED_FIELDS = {
     "remove_unused_columns": "ftrt's heads choose the columns",
     "label_names": "ftrt's heads name the labels",
 }
+
+
+READ_ERRORS = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    EOFError,
+    SafetensorError,
+    pickle.UnpicklingError,
+)
 
 
 def check_training(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,6 +176,12 @@ def _metrics(head: Head) -> Any:
     return compute
 
 
+def _save_strategy(fields: Mapping[str, Any], *, has_validation: bool) -> str:
+    evaluates = str(fields.get("eval_strategy", "epoch")) if has_validation else "no"
+    # checkpoints follow the evaluations; without any there is one an epoch to resume from
+    return "epoch" if evaluates == "no" else evaluates
+
+
 def _arguments(
     head: Head, fields: Mapping[str, Any], output: Path, seed: int, *, has_validation: bool
 ) -> TrainingArguments:
@@ -172,7 +190,7 @@ def _arguments(
         "disable_tqdm": True,
         "logging_steps": 10,
         "save_total_limit": 2,
-        "save_strategy": fields.get("eval_strategy", "epoch") if has_validation else "epoch",
+        "save_strategy": _save_strategy(fields, has_validation=has_validation),
         "eval_strategy": "epoch" if has_validation else "no",
         "load_best_model_at_end": has_validation and fields.get("eval_strategy") != "no",
         "metric_for_best_model": f"eval_{head.metric}",
@@ -201,6 +219,22 @@ class TrainOutcome:
     tokens: int
 
 
+class _Begun(transformers.TrainerCallback):
+    """Whether a first step has begun, so that reading the checkpoint is behind us."""
+
+    stepped = False
+
+    def on_step_begin(
+        self,
+        args: TrainingArguments,
+        state: transformers.TrainerState,
+        control: transformers.TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Remember it."""
+        self.stepped = True
+
+
 def run_trainer(trainer: Trainer, resume_from: Path | None) -> TrainOutcome:
     """Train to the end, or on from a checkpoint.
 
@@ -213,17 +247,25 @@ def run_trainer(trainer: Trainer, resume_from: Path | None) -> TrainOutcome:
         state = transformers.TrainerState.load_from_json(str(resume_from / "trainer_state.json"))
         seen = int(state.num_input_tokens_seen)
     output = Path(str(trainer.args.output_dir))
+    begun = _Begun()
+    trainer.add_callback(begun)
     try:
         with quiet():
             trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-    # torch and safetensors write through C++ and Rust and name a full disk each in their own way
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if not is_disk_full(error, output):
+    # torch and safetensors write through C++ and Rust and name a full disk each in their own way;
+    # each reader of a checkpoint's files has its own errors too
+    except READ_ERRORS as error:
+        if is_disk_full(error, output):
+            raise CheckpointError(
+                f"{output}: no space is left for a checkpoint at step {trainer.state.global_step};"
+                " earlier checkpoints are intact. Free some space and run the same command with"
+                " --resume"
+            ) from error
+        if resume_from is None or begun.stepped:
             raise
         raise CheckpointError(
-            f"{output}: no space is left for a checkpoint at step {trainer.state.global_step};"
-            f" earlier checkpoints"
-            " are intact. Free some space and run the same command with --resume"
+            f"{resume_from}: must be a whole checkpoint of this very recipe; {first_line(error)}."
+            " Resume with the recipe it was made with, or start anew with --overwrite"
         ) from error
     return TrainOutcome(tokens=int(trainer.state.num_input_tokens_seen) - seen)
 

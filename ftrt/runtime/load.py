@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ftrt import checkpoint
 from ftrt.api import Head
 from ftrt.data import encode_split, load_splits, read_prediction_rows
@@ -82,7 +84,7 @@ def load_run(
         if is_adapter
         else recipe.model.model_copy(update={"layers": None, "config": {}})
     )
-    model: Any = read_base(section, head, path=source, dtype=dtype)
+    model: Any = read_base(section, head, path=source)
     if is_adapter:
         model = head.attach(model, tokenizer)
         _check_base(model, info, source, folder)
@@ -90,6 +92,9 @@ def load_run(
             quantize_base(model, recipe.quantization, head.new_modules(model))
         with bridge.quiet():
             model = peft_bridge.load(model, folder)
+    if dtype is not None:
+        # only now: the base is recognised by its values in the dtype it was trained in
+        model = model.to(getattr(torch, dtype))
     return LoadedRun(model.train(False), tokenizer, head, recipe, info, folder)
 
 
@@ -143,7 +148,7 @@ def evaluate_run(
     path: str | Path,
     *,
     data: str | None = None,
-    split: str = "test",
+    split: str | None = None,
     batch_size: int = 32,
     base: str | None = None,
 ) -> dict[str, Any]:
@@ -177,17 +182,20 @@ def evaluate_run(
         transforms=transforms,
         answers=run.head.answer_columns,
     )
-    rows = {"train": splits.train, "validation": splits.validation, "test": splits.test}.get(split)
+    by_name = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    # as training does: the test split, or the validation split of a recipe without one
+    split = split or ("test" if splits.test else "validation")
+    rows = by_name[split]
     if not rows:
         raise UsageError(
             f"{path}: its recipe has no {split} split; choose another with --split, or give rows"
-            f" with --data FILE"
+            " with --data FILE"
         )
     encoded = encode_split(run.head, rows, run.tokenizer, max_length=section.max_length)
     metrics = training.evaluate_model(
         run.model, run.head, run.tokenizer, encoded, batch_size=batch_size
     )
-    return {**metrics, "rows": len(rows)}
+    return {**metrics, "rows": len(rows), "split": split if data is None else data}
 
 
 def predict_run(
@@ -241,10 +249,10 @@ def merge_run(
     if info["kind"] != "adapter":
         raise UsageError(f"{path}: holds a full model already; there is no adapter to merge")
     folder = Path(output).expanduser()
-    checkpoint.prepare_output(folder, resume=False, overwrite=False)
+    checkpoint.check_output(folder, advice="Choose another folder, or empty this one")
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ConfigError(f"merge: dtype must be float32, bfloat16 or float16; got {dtype!r}")
-    run = load_run(path, base=base, dtype=dtype, quantized=False)
-    merged = peft_bridge.merge(run.model)
+    run = load_run(path, base=base, quantized=False)
+    merged = peft_bridge.merge(run.model).to(getattr(torch, dtype))
     bridge.save(merged, run.tokenizer, folder)
     return folder

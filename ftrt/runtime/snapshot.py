@@ -25,6 +25,7 @@ class ModelSnapshot:
         self._modules = [(module, _shallow(module.__dict__)) for module in model.modules()]
         self._classes = [(module, module.__class__) for module in model.modules()]
         self._requires_grad = [(p, p.requires_grad) for p in model.parameters()]
+        self._places = [(p, p.device, p.dtype) for p in model.parameters()]
         self._config = copy.deepcopy(getattr(model, "config", None))
         self._model = model
         self._values: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -49,6 +50,10 @@ class ModelSnapshot:
         for module, state in self._modules:
             module.__dict__.clear()
             module.__dict__.update(_shallow(state))
+        # a trainer may have moved what was in the model and could not move what was out of it
+        for parameter, device, dtype in self._places:
+            if (parameter.device, parameter.dtype) != (device, dtype):
+                parameter.data = parameter.data.to(device, dtype)
         with torch.no_grad():
             for tensor, value in self._values:
                 tensor.copy_(value)

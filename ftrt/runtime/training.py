@@ -111,10 +111,11 @@ def train(
     fields = training.check_training(whole.training)
     parts = build_parts(whole, registry)
     output = Path(str(whole.output)).expanduser()
-    checkpoint.prepare_output(output, resume=resume, overwrite=overwrite)
+    checkpoint.check_output(output, resume=resume, overwrite=overwrite)
+    _refuse_inputs_below(output, whole, overwrite=overwrite)
     say = listener.message if listener is not None else logger.info
     job = _prepare(parts, output, say)
-    return _run(job, fields, listener, say, resume=resume)
+    return _run(job, fields, listener, say, resume=resume, overwrite=overwrite)
 
 
 def _check_complete(recipe: Recipe) -> None:
@@ -132,6 +133,21 @@ def _check_complete(recipe: Recipe) -> None:
     ]
     if missing:
         raise ConfigError("\n".join(missing))
+
+
+def _refuse_inputs_below(output: Path, recipe: Recipe, *, overwrite: bool) -> None:
+    """An input inside the folder that `--overwrite` empties would be deleted with it."""
+    data = recipe.data
+    sources = [recipe.model.path if recipe.model else None, data.train, data.validation, data.test]
+    sources += [term.teacher.options.get("path") for term in recipe.losses if term.teacher]
+    for source in sources if overwrite else []:
+        if isinstance(source, str) and Path(source).expanduser().resolve().is_relative_to(
+            output.resolve()
+        ):
+            raise ConfigError(
+                f"{source}: must not lie in the output folder {output}, which --overwrite empties;"
+                " choose another output"
+            )
 
 
 def _prepare(parts: Parts, output: Path, say: Say) -> _Job:
@@ -178,10 +194,18 @@ def _report_truncation(split: EncodedSplit, max_length: int, say: Say) -> None:
 
 
 def _run(
-    job: _Job, fields: dict[str, Any], listener: Listener | None, say: Say, *, resume: bool
+    job: _Job,
+    fields: dict[str, Any],
+    listener: Listener | None,
+    say: Say,
+    *,
+    resume: bool,
+    overwrite: bool,
 ) -> TrainResult:
     interrupt = InterruptCallback()
     trainer = _trainer(job, fields, listener, interrupt)
+    # everything that can be wrong with the inputs has been found by now
+    checkpoint.start_output(job.output, overwrite=overwrite)
     before: dict[str, float] = {}
     if job.recipe.baseline and job.held_out is not None:
         say(f"measuring {len(job.held_out)} held-out rows before training")

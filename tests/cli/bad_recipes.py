@@ -25,13 +25,17 @@ def _(place):
     return ["predict", str(place.run)]
 
 
-@case("a split the run does not have", 2, "no test split.*--split.*--data")
+@case(
+    "a split the run does not have",
+    2,
+    "no test split.*--split.*--data",
+)
 def _(place):
     broken = place.copy_of_run()
     info = json.loads((broken / "ftrt.json").read_text())
     info["recipe"]["data"].pop("test")
     (broken / "ftrt.json").write_text(json.dumps(info))
-    return ["eval", str(broken)]
+    return ["eval", str(broken), "--split", "test"]
 
 
 @case("merging a run without an adapter", 2, "holds a full model already")

@@ -11,7 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 import ftrt
-from ftrt.errors import CheckpointError, ConfigError, InterruptedRun, UnsupportedError
+from ftrt.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    InterruptedRun,
+    UnsupportedError,
+    UsageError,
+)
 from ftrt.runtime import evaluate_run, merge_run, predict_run
 
 
@@ -176,9 +183,8 @@ def test_overwrite_never_deletes_a_folder_that_is_not_a_run(recipe_tree, tmp_pat
     precious = tmp_path / "run"
     precious.mkdir()
     (precious / "thesis.tex").write_text("years of work")
-    with pytest.raises(
-        CheckpointError, match=r"--overwrite replaces run folders only.*thesis\.tex"
-    ):
+    (precious / "checkpoints").mkdir()
+    with pytest.raises(CheckpointError, match=r"--overwrite takes run folders only.*thesis\.tex"):
         ftrt.train(recipe_tree, overwrite=True)
     assert (precious / "thesis.tex").read_text() == "years of work"
 
@@ -207,3 +213,57 @@ def test_layers_out_of_range_are_refused(recipe_tree):
     recipe_tree["model"]["layers"] = [0, 7]
     with pytest.raises(ConfigError, match=r"must name blocks 0..1; got \[0, 7\]"):
         ftrt.train(recipe_tree)
+
+
+def test_resume_never_writes_into_a_folder_that_is_not_a_run(recipe_tree, tmp_path):
+    foreign = tmp_path / "run"
+    foreign.mkdir()
+    (foreign / "README.md").write_text("mine")
+    with pytest.raises(CheckpointError, match="--resume takes run folders only"):
+        ftrt.train(recipe_tree, resume=True)
+    assert (foreign / "README.md").read_text() == "mine"
+
+
+def test_overwrite_keeps_the_old_run_until_the_new_one_can_start(recipe_tree):
+    ftrt.train(recipe_tree)
+    broken = {**recipe_tree, "data": {**recipe_tree["data"], "train": "nowhere.jsonl"}}
+    with pytest.raises(DataError):
+        ftrt.train(broken, overwrite=True)
+    assert evaluate_run(recipe_tree["output"])["rows"] == 20
+
+
+def test_overwrite_refuses_to_delete_its_own_input(recipe_tree):
+    full = {k: v for k, v in recipe_tree.items() if k != "quantization"}
+    result = ftrt.train({**full, "method": {"name": "full"}})
+    again = {**full, "model": {"path": str(result.run_dir)}}
+    with pytest.raises(ConfigError, match="must not lie in the output folder"):
+        ftrt.train(again, overwrite=True)
+
+
+def test_resume_and_overwrite_together_are_refused(recipe_tree):
+    with pytest.raises(UsageError, match="give one"):
+        ftrt.train(recipe_tree, resume=True, overwrite=True)
+
+
+def test_resuming_with_another_rank_is_a_checkpoint_error(recipe_tree):
+    ftrt.train(recipe_tree)
+    recipe_tree["method"]["rank"] = 8
+    recipe_tree["training"]["num_train_epochs"] = 3
+    with pytest.raises(CheckpointError, match="must be a whole checkpoint of this very recipe"):
+        ftrt.train(recipe_tree, resume=True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_merge_takes_every_dtype(recipe_tree, tmp_path, dtype):
+    result = ftrt.train(recipe_tree)
+    folder = merge_run(result.run_dir, tmp_path / "merged", dtype=dtype)
+    weights = load_file(folder / "model.safetensors")
+    assert {str(w.dtype).removeprefix("torch.") for w in weights.values()} == {dtype}
+
+
+def test_evaluation_falls_back_to_validation_as_training_does(recipe_tree):
+    recipe_tree["data"].pop("test")
+    result = ftrt.train(recipe_tree)
+    again = evaluate_run(result.run_dir)
+    assert again["split"] == "validation"
+    assert again["accuracy"] == result.after["accuracy"]
