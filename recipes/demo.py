@@ -37,7 +37,7 @@ def main() -> int:
     )
     print(f"\nsaved in {result.run_dir}:")
     for file in sorted(result.run_dir.iterdir()):
-        if file.is_file():
+        if file.is_file() and not file.name.startswith("."):
             print(f"  {file.name:<28}{file.stat().st_size / 1024:>9,.0f} KiB")
     print("\nthree predictions (1 is a good review):")
     for text, answer in zip(TEXTS, answers, strict=True):

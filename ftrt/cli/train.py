@@ -70,7 +70,9 @@ def _show(result: Mapping[str, Any]) -> None:
         f" {result['tokens_per_second']:,.0f} tokens/s,"
         f" peak memory {result['peak_memory_bytes'] / 2**30:.2f} GiB"
     )
-    files = sorted(file for file in folder.iterdir() if file.is_file())
+    files = sorted(
+        file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")
+    )
     out.print(f"saved in {folder}:")
     for file in files:
         out.print(f"  {file.name:<28}{file.stat().st_size / 1024:>10,.0f} KiB")

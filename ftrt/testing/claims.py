@@ -1,9 +1,13 @@
 """Trying claims one by one and saying all that fail."""
 
-__all__ = ["require_claims"]
+__all__ = ["require_claims", "require_config"]
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from ftrt.api import PluginConfig
 
 S = TypeVar("S")
 
@@ -18,6 +22,21 @@ def require_claims(title: str, subject: S, claims: Sequence[Callable[[S], None]]
     if failures:
         head = f"{title}: {len(failures)} of {len(claims)} claims fail"
         raise AssertionError("\n- ".join([head, *failures]))
+
+
+def require_config(plugin_class: type[Any], options: Mapping[str, Any]) -> None:
+    """`Config` takes `options`, comes back from JSON as it was and refuses unknown keys."""
+    config = getattr(plugin_class, "Config", None)
+    if not (isinstance(config, type) and issubclass(config, PluginConfig)):
+        raise AssertionError(f"`Config` must derive from ftrt.api.PluginConfig; got {config!r}")
+    validated = config.model_validate(dict(options))
+    if config.model_validate(validated.model_dump(mode="json")) != validated:
+        raise AssertionError("`Config` must come back from its own JSON unchanged")
+    try:
+        config.model_validate({**options, "no_such_option": 1})
+    except ValidationError:
+        return
+    raise AssertionError("`Config` must refuse unknown options; its extra is not 'forbid'")
 
 
 def _failure(subject: S, claim: Callable[[S], None]) -> str | None:

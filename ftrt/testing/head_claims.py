@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ftrt.api import Encoded, Head, PluginConfig
+from ftrt.api import Encoded, Head
 from ftrt.errors import DataError
+from ftrt.testing.claims import require_config
 from ftrt.testing.toy_task_models import ToyClassifier, ToyLanguageModel
 
 UNSEEN_LABEL = "a label never seen"
@@ -97,14 +98,7 @@ def declares_the_task(subject: Subject) -> None:
 
 def validates_options(subject: Subject) -> None:
     """Options come back from JSON as they were, and unknown ones are refused."""
-    config = getattr(subject.head_class, "Config", None)
-    if not (isinstance(config, type) and issubclass(config, PluginConfig)):
-        raise AssertionError(f"`Config` must derive from ftrt.api.PluginConfig; got {config!r}")
-    validated = config.model_validate(dict(subject.options))
-    if config.model_validate(validated.model_dump(mode="json")) != validated:
-        raise AssertionError("`Config` must come back from its own JSON unchanged")
-    if config.model_config.get("extra") != "forbid":
-        raise AssertionError("`Config` must refuse unknown options; its extra is not 'forbid'")
+    require_config(subject.head_class, subject.options)
 
 
 def comes_back_from_its_state(subject: Subject) -> None:

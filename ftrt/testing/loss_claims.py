@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ftrt.api import LossTerm, PluginConfig
+from ftrt.api import LossTerm
+from ftrt.testing.claims import require_config
 from ftrt.testing.toy_outputs import Case, Outputs, Task, items_of, make_case
 
 # sums of a few hundred float32 terms; a wrong count or a lost item is off by far more
@@ -69,14 +70,7 @@ def has_name_and_source(subject: Subject) -> None:
 
 def validates_options(subject: Subject) -> None:
     """Options come back from JSON as they were, and unknown ones are refused."""
-    config = getattr(subject.loss_class, "Config", None)
-    if not (isinstance(config, type) and issubclass(config, PluginConfig)):
-        raise AssertionError(f"`Config` must derive from ftrt.api.PluginConfig; got {config!r}")
-    validated = config.model_validate(dict(subject.options))
-    if config.model_validate(validated.model_dump(mode="json")) != validated:
-        raise AssertionError("`Config` must come back from its own JSON unchanged")
-    if config.model_config.get("extra") != "forbid":
-        raise AssertionError("`Config` must refuse unknown options; its extra is not 'forbid'")
+    require_config(subject.loss_class, subject.options)
 
 
 def returns_a_finite_sum(subject: Subject) -> None:

@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
-from ftrt.api import ModelMethod, PluginConfig
+from ftrt.api import ModelMethod
 from ftrt.errors import UnsupportedError
+from ftrt.testing.claims import require_config
 from ftrt.testing.method_subjects import BUILD_SEED, RELOAD_SEED, Subject
 from ftrt.testing.toy_model import loss_of, outputs_of
 
@@ -50,19 +50,7 @@ def has_name_and_source(subject: Subject) -> None:
 
 def validates_options(subject: Subject) -> None:
     """Options come back from JSON as they were, and unknown ones are refused."""
-    config: Any = getattr(subject.method_class, "Config", None)
-    is_config = isinstance(config, type) and issubclass(config, PluginConfig)
-    if not is_config:
-        raise AssertionError(f"`Config` must derive from ftrt.api.PluginConfig; got {config!r}")
-    validated = config.model_validate(dict(subject.options))
-    again = config.model_validate(validated.model_dump(mode="json"))
-    if again != validated:
-        raise AssertionError("`Config` must come back from its own JSON unchanged")
-    try:
-        config.model_validate({**subject.options, "no_such_option": 1})
-    except ValidationError:
-        return
-    raise AssertionError('`Config` must refuse unknown options; set extra="forbid"')
+    require_config(subject.method_class, subject.options)
 
 
 def builds_without_side_effects(subject: Subject) -> None:

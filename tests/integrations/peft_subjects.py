@@ -1,5 +1,6 @@
 """Models and methods that the peft tests share."""
 
+import pytest
 import torch
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
@@ -131,3 +132,7 @@ def wrapped(method, *, int8=False, steps=0, **options):
 
 def layers_of(model):
     return [m for m in model.modules() if isinstance(m, (FtrtLayer, FusedLoraLinear))]
+
+
+METHODS = pytest.mark.parametrize("method", [shift, lora], ids=["ftrt", "lora"])
+BASES = pytest.mark.parametrize("int8", [False, True], ids=["float", "int8"])

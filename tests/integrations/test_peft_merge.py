@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 from peft_subjects import (
+    BASES,
+    METHODS,
     bert,
     layers_of,
     logits,
@@ -19,9 +21,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from ftrt.errors import UnsupportedError, UsageError
 from ftrt.integrations import peft as bridge
 from ftrt.nn import Int8Linear, dense_weight
-
-METHODS = pytest.mark.parametrize("method", [shift, lora], ids=["ftrt", "lora"])
-BASES = pytest.mark.parametrize("int8", [False, True], ids=["float", "int8"])
 
 
 @METHODS

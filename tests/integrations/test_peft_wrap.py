@@ -8,8 +8,10 @@ import pytest
 import torch
 from peft import PeftModel
 from peft_subjects import (
+    BASES,
     IDS,
     LABELS,
+    METHODS,
     bert,
     layers_of,
     logits,
@@ -22,9 +24,6 @@ from peft_subjects import (
 from ftrt.errors import UnsupportedError
 from ftrt.integrations import peft as bridge
 from ftrt.nn import Int8Linear
-
-METHODS = pytest.mark.parametrize("method", [shift, lora], ids=["ftrt", "lora"])
-BASES = pytest.mark.parametrize("int8", [False, True], ids=["float", "int8"])
 
 
 @METHODS
