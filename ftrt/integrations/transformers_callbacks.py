@@ -13,6 +13,7 @@ __all__ = [
 ]
 
 import json
+import math
 import resource
 import signal
 import sys
@@ -25,7 +26,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ftrt.api import Method
-from ftrt.errors import CheckpointError, explain_os_error
+from ftrt.errors import CheckpointError, ConfigError, explain_os_error
 from ftrt.losses import LossHandle
 
 # what the Trainer adds to metrics about the evaluation itself
@@ -93,6 +94,13 @@ class RecordCallback(TrainerCallback):
     ) -> None:
         """Write one line."""
         logs = kwargs.get("logs") or {}
+        loss = logs.get("loss")
+        if isinstance(loss, float) and not math.isfinite(loss):
+            raise ConfigError(
+                f"training: the loss must stay finite; it is {loss} at step {state.global_step}."
+                " Lower training.learning_rate, or add warmup_steps; the checkpoints so far are"
+                " kept"
+            )
         numbers = {
             k: v for k, v in logs.items() if isinstance(v, (int, float)) and k != "total_flos"
         }

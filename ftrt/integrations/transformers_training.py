@@ -189,6 +189,8 @@ def _arguments(
         "report_to": "none",
         "disable_tqdm": True,
         "logging_steps": 10,
+        # the Trainer would log the last finite loss in place of NaN
+        "logging_nan_inf_filter": False,
         "save_total_limit": 2,
         "save_strategy": _save_strategy(fields, has_validation=has_validation),
         "eval_strategy": "epoch" if has_validation else "no",

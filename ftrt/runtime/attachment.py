@@ -125,6 +125,7 @@ def build_parts(recipe: Recipe, registry: Registry) -> Parts:
             f" {recipe.quantization.dtype}. Remove `quantization`, or choose an adapter method"
             f" such as lora"
         )
+    _require_a_weight(recipe)
     losses: list[tuple[LossSection, LossTerm | None, SignalSource | None]] = []
     teachers: dict[str, SignalSource] = {}
     for section in recipe.losses:
@@ -153,6 +154,15 @@ def build_parts(recipe: Recipe, registry: Registry) -> Parts:
             signal = teachers[key]
         losses.append((section, term, signal))
     return Parts(recipe, registry, head, method, tuple(losses))
+
+
+def _require_a_weight(recipe: Recipe) -> None:
+    # the student's own loss counts with weight 1 unless the recipe lists it
+    weights = {TASK: 1.0, **{section.name: section.weight for section in recipe.losses}}
+    if not any(weights.values()):
+        raise ConfigError(
+            f"losses: at least one weight must be > 0, or nothing trains; got {weights}"
+        )
 
 
 def attach(

@@ -67,6 +67,16 @@ def test_detach_restores_bit_identical_outputs(model, batch, recipe):
     assert not hasattr(model, "peft_config")
 
 
+@pytest.mark.parametrize("recipe", [LORA_INT8, {"method": {"name": "lora"}}], ids=["int8", "float"])
+def test_detach_undoes_a_cast_of_what_was_attached(model, batch, recipe):
+    before = logits(model, batch)
+    run = ftrt.attach(model, recipe)
+    run.model.to(torch.float64)
+    run.detach()
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert torch.equal(logits(model, batch), before)
+
+
 def test_with_block_detaches_also_after_an_error(model, batch):
     before = logits(model, batch)
     with pytest.raises(RuntimeError, match="mine"), ftrt.attach(model, LORA_INT8) as run:

@@ -112,8 +112,12 @@ def test_interrupted_run_resumes_to_the_same_weights(recipe_tree, tmp_path):
     straight = ftrt.train({**tree, "output": str(tmp_path / "straight")})
 
     class StopAtStep5:
+        began = None
+
         def message(self, text): ...
-        def started(self, step, total_steps): ...
+        def started(self, step, total_steps):
+            self.began = step
+
         def evaluated(self, step, metrics): ...
         def finished(self): ...
         def advanced(self, step, values):
@@ -123,7 +127,9 @@ def test_interrupted_run_resumes_to_the_same_weights(recipe_tree, tmp_path):
     broken = {**tree, "output": str(tmp_path / "broken")}
     with pytest.raises(InterruptedRun, match=r"SIGINT at step 5 of \d+.*--resume"):
         ftrt.train(broken, listener=StopAtStep5())
-    resumed = ftrt.train(broken, resume=True)
+    listener = StopAtStep5()
+    resumed = ftrt.train(broken, resume=True, listener=listener)
+    assert listener.began == 5
     assert resumed.steps == straight.steps
     a = load_file(straight.run_dir / "adapter_model.safetensors")
     b = load_file(resumed.run_dir / "adapter_model.safetensors")
