@@ -5,7 +5,29 @@ Importing this package loads `ftrt._C` if it is built; `implementation_report()`
 why.
 """
 
-__all__ = ["dequantize_weight", "implementation_report", "int8_linear", "int8_linear_dx"]
+__all__ = [
+    "MAX_RANK",
+    "computed_dtype",
+    "dequantize_weight",
+    "draw_seed",
+    "implementation_report",
+    "int8_linear",
+    "int8_linear_dx",
+    "int8_lora_linear",
+    "lora_linear",
+    "pack_int8",
+    "quantize_per_channel",
+    "quantize_per_token",
+    "unpack_int8",
+]
 
+from ftrt.ops.autocast import computed_dtype
+from ftrt.ops.checks import MAX_RANK
+from ftrt.ops.dropout import draw_seed
 from ftrt.ops.extension import implementation_report
-from ftrt.ops.int8_linear import dequantize_weight, int8_linear, int8_linear_dx
+from ftrt.ops.int8_linear import int8_linear, int8_linear_dx
+from ftrt.ops.int8_lora_linear import int8_lora_linear
+from ftrt.ops.lora_linear import lora_linear
+from ftrt.ops.packing import dequantize_weight, pack_int8, unpack_int8
+from ftrt.ops.quantize_per_channel import quantize_per_channel
+from ftrt.ops.quantize_per_token import quantize_per_token

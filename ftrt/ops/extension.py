@@ -19,7 +19,16 @@ import torch
 from ftrt import config
 from ftrt.errors import ConfigError
 
-OPS = ("int8_linear", "int8_linear_dx")
+OPS = (
+    "quantize_per_channel",
+    "quantize_per_token",
+    "int8_linear",
+    "int8_linear_dx",
+    "int8_lora_linear",
+    "int8_lora_linear_backward",
+    "lora_linear",
+    "lora_linear_backward",
+)
 
 _REBUILD = (
     "with a C++ compiler (g++ or clang++) on PATH, in the source tree: FTRT_BUILD=1 pip install"
@@ -37,11 +46,14 @@ class Extension:
         module: the module, or None where reference ops run.
         reason: why there is none; empty if there is.
         fix: what to do about it; empty if nothing is wrong.
+        is_foreign: whether it was loaded and found to be of another version, whose kernels must not
+            run.
     """
 
     module: ModuleType | None
     reason: str = ""
     fix: str = ""
+    is_foreign: bool = False
 
 
 def _load() -> Extension:
@@ -56,9 +68,8 @@ def _load() -> Extension:
         )
     missing = sorted(set(OPS) - set(getattr(module, "ops", ())))
     if missing:
-        return Extension(
-            None, f"ftrt._C is of another version of ftrt: it has no {', '.join(missing)}", _REBUILD
-        )
+        reason = f"ftrt._C is of another version of ftrt: it has no {', '.join(missing)}"
+        return Extension(None, reason, _REBUILD, is_foreign=True)
     return Extension(module)
 
 
@@ -81,7 +92,8 @@ def implementation_report() -> dict[str, Any]:
     """Which implementation of each op runs on CPU tensors, and what is known about the extension.
 
     Returns:
-        One entry an op, the instruction set ("avx512", "avx2", "portable") or "reference", and:
+        One entry an op, the instruction set ("amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2",
+        "portable") or "reference", and:
         `extension` (path or None), `reason` and `fix` (why it is not used; empty if it is),
         `cpu_features` (names), `usable_isas`, `compiler`, `built_with_torch`. Tensors on other
         devices use the reference.
