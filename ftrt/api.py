@@ -279,6 +279,8 @@ class LossTerm(ABC):
         needs_signal: whether `signal` is a teacher's output (the recipe's `teacher:` is then
             required).
         needs_hidden_states: asks the student, and the teacher, for hidden states.
+        needs_logits: whether the student's logits are read; False lets a language model compute its
+            own loss without making them.
     """
 
     name: ClassVar[str]
@@ -286,6 +288,7 @@ class LossTerm(ABC):
     Config: ClassVar[type[PluginConfig]]
     needs_signal: ClassVar[bool] = False
     needs_hidden_states: ClassVar[bool] = False
+    needs_logits: ClassVar[bool] = True
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -302,7 +305,7 @@ class LossTerm(ABC):
         not -100 after the shift.
 
         Args:
-            student: the student's outputs by name, `logits` among them.
+            student: the student's outputs by name, `logits` among them if `needs_logits`.
             signal: the teacher's outputs by name, without gradient; None unless `needs_signal`.
             batch: the model inputs, `labels` among them.
         """

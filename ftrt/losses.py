@@ -63,7 +63,11 @@ class WeightedTerm:
 
 
 def attach_losses(
-    model: nn.Module, terms: Sequence[WeightedTerm], *, head: Head | None = None
+    model: nn.Module,
+    terms: Sequence[WeightedTerm],
+    *,
+    head: Head | None = None,
+    uses_count: bool | None = None,
 ) -> "LossHandle":
     """Add `terms` to the loss `model` returns in training mode; `LossHandle.remove` ends it.
 
@@ -72,13 +76,15 @@ def attach_losses(
         terms: their signals are bound already; two terms may share one, which then runs once. With
             no terms only a loss that ignores `num_items_in_batch` is rescaled.
         head: tells whether the labels are shifted by one token; without it the model's class does.
+        uses_count: whether the model's loss follows `num_items_in_batch`; None finds out with two
+            forwards at the first call that has it.
 
     Raises:
         ConfigError: a term lacks its teacher, has one it does not use, or stands twice.
     """
     for item in terms:
         _check_term(item, terms)
-    return LossHandle(model, terms, head=head)
+    return LossHandle(model, terms, head=head, uses_count=uses_count)
 
 
 def schedule_factor(schedule: ScheduleSection | None, progress: float) -> float:
@@ -95,7 +101,12 @@ class LossHandle:
     """The terms at work on one model: progress in, logged values out, `remove` to end it."""
 
     def __init__(
-        self, model: nn.Module, terms: Sequence[WeightedTerm], *, head: Head | None
+        self,
+        model: nn.Module,
+        terms: Sequence[WeightedTerm],
+        *,
+        head: Head | None,
+        uses_count: bool | None = None,
     ) -> None:
         task = [item for item in terms if item.name == TASK]
         self._task = task[0] if task else WeightedTerm(TASK)
@@ -104,7 +115,7 @@ class LossHandle:
         self._is_shifted = _is_shifted(model, head)
         self._wants_hidden_states = any(term.needs_hidden_states for _, term in self._terms)
         self._progress: float | None = None
-        self._own_uses_count: bool | None = None
+        self._own_uses_count = uses_count
         self._hid_hidden_states = False
         self._logs: dict[str, tuple[Tensor, Tensor]] = {}
         self._hooks = (

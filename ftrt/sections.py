@@ -154,7 +154,7 @@ class EarlyStoppingSection(Section):
 class Recipe(Section):
     """A whole run.
 
-    `attach` uses quantization, method, head and losses; the rest is for `train`.
+    `attach` uses quantization, method, head, losses and chunked_loss; the rest is for `train`.
     """
 
     recipe: PluginSection | None = Field(
@@ -165,6 +165,10 @@ class Recipe(Section):
     method: PluginSection | None = None
     head: PluginSection | None = None
     losses: list[LossSection] = []
+    chunked_loss: bool = Field(
+        default=True,
+        description="Compute a language model's loss without holding all logits, where it can be.",
+    )
     data: DataSection = DataSection()
     training: dict[str, Any] = Field(
         default={}, description="Any field of transformers.TrainingArguments."

@@ -14,7 +14,7 @@ from ftrt.registry import Registry
 FACTS = {
     "method": ("supports_quantized_base", "mergeable"),
     "head": ("auto_class", "task_type", "columns", "optional_columns", "metric"),
-    "loss": ("needs_signal", "needs_hidden_states"),
+    "loss": ("needs_signal", "needs_hidden_states", "needs_logits"),
 }
 
 

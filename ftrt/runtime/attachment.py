@@ -19,6 +19,7 @@ from ftrt.errors import ConfigError, UnsupportedError, UsageError
 from ftrt.integrations import peft as peft_bridge
 from ftrt.integrations.transformers import quiet
 from ftrt.integrations.transformers_callbacks import MethodCallback
+from ftrt.integrations.transformers_loss import LossRoad, choose_loss
 from ftrt.losses import TASK, LossHandle, WeightedTerm, attach_losses
 from ftrt.recipe import LossSection, Recipe, load
 from ftrt.registry import Registry
@@ -58,6 +59,7 @@ class Run:
         param_groups: optimizer groups if the method wants its own, else None.
         base_fingerprint: identity of the base, recorded with the adapter.
         quantized: names of the layers that were turned into int8.
+        loss_road: how a causal language model computes its loss; None for another model.
     """
 
     model: Any
@@ -68,6 +70,7 @@ class Run:
     base_fingerprint: str
     quantized: list[str]
     losses: LossHandle | None
+    loss_road: LossRoad | None
     callbacks: "list[TrainerCallback]"
     param_groups: list[dict[str, Any]] | None
     _original: nn.Module = field(repr=False)
@@ -88,6 +91,8 @@ class Run:
             )
         if self.losses is not None:
             self.losses.remove()
+        if self.loss_road is not None:
+            self.loss_road.remove()
         self._snapshot.restore()
         self._snapshot = None
         self.model = self._original
@@ -234,7 +239,8 @@ def _attach(
             model = peft_bridge.wrap(
                 model, method, new_modules=new_modules, task_type=head.task_type if head else None
             )
-    losses = _attach_losses(model, parts)
+    loss_road = choose_loss(model, recipe, head, [term for _, term, _ in parts.losses])
+    losses = _attach_losses(model, parts, loss_road)
     callbacks: list[TrainerCallback] = (
         [MethodCallback(method, losses)] if method is not None else []
     )
@@ -247,6 +253,7 @@ def _attach(
         base_fingerprint=fingerprint,
         quantized=quantized,
         losses=losses,
+        loss_road=loss_road,
         callbacks=callbacks,
         param_groups=method.param_groups(model) if method is not None else None,
         _original=original,
@@ -260,7 +267,7 @@ def _attach(
     return run
 
 
-def _attach_losses(model: nn.Module, parts: Parts) -> LossHandle | None:
+def _attach_losses(model: nn.Module, parts: Parts, road: LossRoad | None) -> LossHandle | None:
     for signal in {id(signal): signal for _, _, signal in parts.losses}.values():
         if signal is not None:
             signal.bind(parts.head, model)
@@ -269,4 +276,5 @@ def _attach_losses(model: nn.Module, parts: Parts) -> LossHandle | None:
         for section, term, signal in parts.losses
     ]
     # without terms too: a classifier's own loss is rescaled under gradient accumulation
-    return attach_losses(model, terms, head=parts.head)
+    uses_count = True if road is not None and road.in_training else None
+    return attach_losses(model, terms, head=parts.head, uses_count=uses_count)

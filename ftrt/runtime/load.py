@@ -24,6 +24,7 @@ from ftrt.errors import CheckpointError, ConfigError, UsageError
 from ftrt.integrations import peft as peft_bridge
 from ftrt.integrations import transformers as bridge
 from ftrt.integrations import transformers_training as training
+from ftrt.integrations.transformers_loss import choose_loss
 from ftrt.recipe import DataSection, Recipe, parse
 from ftrt.registry import Registry
 from ftrt.runtime.base import quantize_base, read_base
@@ -192,6 +193,7 @@ def evaluate_run(
             " with --data FILE"
         )
     encoded = encode_split(run.head, rows, run.tokenizer, max_length=section.max_length)
+    choose_loss(run.model, run.recipe, run.head)
     metrics = training.evaluate_model(
         run.model, run.head, run.tokenizer, encoded, batch_size=batch_size
     )

@@ -36,6 +36,7 @@ def run_info(
         "head": {"name": run.head.name, "state": run.head.state()} if run.head else None,
         "data": {"fingerprint": splits.fingerprint, **splits.report, "encoded": dict(encoded)},
         "quantized_layers": run.quantized,
+        "loss": run.loss_road.to_json() if run.loss_road is not None else None,
         "ops": implementation_report(),
         "environment": {
             "python": platform.python_version(),

@@ -167,5 +167,6 @@ def test_logs_are_means_over_the_items_of_the_step(kind, tmp_path):
     _, _, whole = _first_step(kind, tmp_path, micro_batch=8)
     _, _, cut = _first_step(kind, tmp_path, micro_batch=2)
     expected, found = whole.pop_logs(), cut.pop_logs()
-    assert found == pytest.approx(expected, rel=1e-5)
+    # a KL of 1e-4 is a difference of logs of size 1: its rounding is absolute
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
     assert cut.pop_logs() == {}

@@ -39,6 +39,7 @@ class HiddenMSE(LossTerm):
     Config: ClassVar[type[PluginConfig]] = HiddenMSEConfig
     needs_signal: ClassVar[bool] = True
     needs_hidden_states: ClassVar[bool] = True
+    needs_logits: ClassVar[bool] = False
 
     def __call__(
         self,
