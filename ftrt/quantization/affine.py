@@ -5,6 +5,8 @@ Source: LLM.int8, Dettmers et al. 2022, https://arxiv.org/abs/2208.07339, sectio
 
 __all__ = ["QMAX", "choose_qparams", "dequantize", "quantize"]
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,9 @@ from ftrt.quantization.granularity import Granularity
 
 # -128 is left out, so that a weight and its negative are stored alike.
 QMAX = 127
+
+# Weights in float at a time, so that quantizing a layer costs next to no memory beside its int8.
+_CHUNK = 1 << 20
 
 
 def choose_qparams(
@@ -45,8 +50,10 @@ def choose_qparams(
             f"{where}: {error}; choose another group_size, or skip the layer"
         ) from None
     out_features, in_features = weight.shape
-    rows = weight.detach().reshape(out_features, groups, in_features // groups)
-    absmax = rows.abs().amax(2).float()
+    absmax = torch.empty(out_features, groups, device=weight.device)
+    for part in _chunks(weight):
+        rows = weight.detach()[part].reshape(-1, groups, in_features // groups)
+        absmax[part] = rows.abs().amax(2).float()
     if not torch.isfinite(absmax).all():
         bad = int((~torch.isfinite(weight)).sum())
         raise ConfigError(
@@ -68,10 +75,19 @@ def quantize(weight: Tensor, scale: Tensor) -> Tensor:
     Returns:
         (out_features, in_features) int8.
     """
-    (out_features, in_features), groups = weight.shape, scale.shape[1]
-    rows = weight.detach().float().reshape(out_features, groups, in_features // groups)
-    levels = (rows / scale.unsqueeze(2)).round_().clamp_(-QMAX, QMAX)
-    return levels.to(torch.int8).reshape(weight.shape)
+    in_features, groups = weight.shape[1], scale.shape[1]
+    qweight = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    for part in _chunks(weight):
+        rows = weight.detach()[part].float().reshape(-1, groups, in_features // groups)
+        levels = (rows / scale[part].unsqueeze(2)).round_().clamp_(-QMAX, QMAX)
+        qweight[part] = levels.to(torch.int8).reshape(-1, in_features)
+    return qweight
+
+
+def _chunks(weight: Tensor) -> Iterator[slice]:
+    """Rows of `weight`, about `_CHUNK` weights at a time."""
+    rows = max(1, _CHUNK // max(1, weight.shape[1]))
+    return (slice(start, start + rows) for start in range(0, weight.shape[0], rows))
 
 
 def dequantize(qweight: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -1,6 +1,6 @@
 """Turns the linear layers of a model into int8 and back, in place."""
 
-__all__ = ["dequantize_linears", "quantize_linears"]
+__all__ = ["check_compute", "dequantize_linears", "quantize_linears", "share_inputs"]
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from ftrt.errors import ConfigError, UnsupportedError, suggest
 from ftrt.quantization.affine import choose_qparams
-from ftrt.quantization.granularity import Granularity, parse_granularity
-from ftrt.quantization.int8_linear import Int8Linear
+from ftrt.quantization.granularity import Granularity, PerGroup, parse_granularity
+from ftrt.quantization.int8_linear import COMPUTES, Compute, Int8Linear
 from ftrt.quantization.output_head import output_head_names
+from ftrt.quantization.shared_input import SharedInput
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
@@ -23,6 +24,7 @@ def quantize_linears(
     skip: Sequence[str] = (),
     *,
     group_size: int | None = None,
+    compute: Compute = "w8a16",
 ) -> list[str]:
     """Replace the `nn.Linear` layers of `model` by `Int8Linear`, one at a time.
 
@@ -34,18 +36,22 @@ def quantize_linears(
         granularity: `PerChannel()`, `PerGroup(n)`, "per_channel", or "per_group" with group_size.
         skip: names, or last parts of names, of layers or of modules that hold them.
         group_size: input features per scale, for "per_group".
+        compute: "w8a16", float products with dequantized weights, or "w8a8", int8 products with x
+            quantized per token; follow that by `calibrate`.
 
     Returns:
         Full names of the converted layers, in the model's order.
 
     Raises:
         ConfigError: nothing is left to convert, a skip entry matches nothing, a weight is not
-            finite, or group_size does not divide in_features; the message names the layer.
+            finite, group_size does not divide in_features (the message names the layer), or
+            compute is unknown, or is w8a8 with "per_group".
         UnsupportedError: a layer carries module hooks, which the new layer would lose.
 
     Source: Dettmers et al. 2022, https://arxiv.org/abs/2208.07339, section 2.1.
     """
     chosen = parse_granularity(granularity, group_size)
+    check_compute(compute, chosen)
     names = _convertible(model, _skipped(model, skip))
     # Every scale first: an error in the last layer must not leave a model that is half converted.
     scales: dict[str, Tensor] = {}
@@ -55,10 +61,44 @@ def quantize_linears(
         weight = layer.get_parameter("weight")
         scales[name] = choose_qparams(weight, chosen, where=f"quantization of {name}")
 
-    _replace(
-        model, nn.Linear, names, lambda layer, name: Int8Linear.from_scale(layer, scales.pop(name))
-    )
+    def convert(layer: nn.Linear, name: str) -> Int8Linear:
+        converted = Int8Linear.from_scale(layer, scales.pop(name))
+        converted.set_compute(compute)
+        return converted
+
+    _replace(model, nn.Linear, names, convert)
+    share_inputs(model)
     return names
+
+
+def share_inputs(model: nn.Module) -> None:
+    """Let the int8 layers that have the same parent in `model` share what w8a8 makes of one x."""
+    for parent in model.modules():
+        layers = [child for child in parent.children() if isinstance(child, Int8Linear)]
+        if len(layers) > 1:
+            shared = SharedInput()
+            for layer in layers:
+                layer.share_input(shared)
+
+
+def check_compute(compute: str, granularity: Granularity) -> None:
+    """Refuse a compute that does not exist, or that this granularity rules out.
+
+    Raises:
+        ConfigError: the message says what to change.
+    """
+    if compute not in COMPUTES:
+        raise ConfigError(
+            f"quantization.compute: must be one of {', '.join(COMPUTES)}; got {compute!r}"
+            f"{suggest(compute, COMPUTES)}"
+        )
+    if compute == "w8a8" and isinstance(granularity, PerGroup):
+        # dX sums over the output features, where the scales of a group vary: an int8 product
+        # would need grad quantized anew for each group.
+        raise ConfigError(
+            "quantization.compute: w8a8 must have one scale per output feature; got per_group with"
+            f" group_size {granularity.group_size}. Use granularity per_channel, or compute w8a16"
+        )
 
 
 def dequantize_linears(model: nn.Module) -> list[str]:
