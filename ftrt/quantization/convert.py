@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ftrt.errors import ConfigError, UnsupportedError, suggest
 from ftrt.quantization.affine import choose_qparams
+from ftrt.quantization.choices import COMPUTES, Compute
 from ftrt.quantization.granularity import Granularity, PerGroup, parse_granularity
-from ftrt.quantization.int8_linear import COMPUTES, Compute, Int8Linear
+from ftrt.quantization.int8_linear import Int8Linear
 from ftrt.quantization.output_head import output_head_names
 from ftrt.quantization.shared_input import SharedInput
 

@@ -1,9 +1,9 @@
 """A frozen linear layer that keeps its weight as int8."""
 
-__all__ = ["COMPUTES", "Compute", "Int8Linear"]
+__all__ = ["Int8Linear"]
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,9 @@ from torch import Tensor, nn
 from ftrt.errors import UsageError
 from ftrt.ops import dequantize_weight, int8_linear, pack_int8, quantize_per_token, unpack_int8
 from ftrt.quantization.affine import choose_qparams, quantize
+from ftrt.quantization.choices import COMPUTES, Compute, LayerChoice
 from ftrt.quantization.granularity import Granularity
 from ftrt.quantization.shared_input import SharedInput
-
-# How a layer multiplies: dequantized weights with float x, or int8 with x quantized per token.
-Compute = Literal["w8a16", "w8a8"]
-COMPUTES: tuple[str, ...] = get_args(Compute)
 
 # Tensors of a state dict that are never converted.
 _FIXED_DTYPES = {"qweight": torch.int8, "scale": torch.float32}
@@ -36,6 +33,7 @@ class Int8Linear(nn.Module):
         bias: (out_features) parameter that starts frozen, or None.
         compute: "w8a16" or "w8a8"; `set_compute` changes it.
         outliers: (columns) int64, buffer: columns of x that w8a8 multiplies in float; or None.
+        choice: what calibration measured and recorded; None where it did not choose.
         float_dtype: the dtype the float layer has: the original one's, until the model is cast.
 
     Source: Dettmers et al. 2022, https://arxiv.org/abs/2208.07339, section 2.1.
@@ -85,6 +83,7 @@ class Int8Linear(nn.Module):
         self.bias = None if values is None else nn.Parameter(values, requires_grad=False)
         self.register_buffer("outliers", None, persistent=False)
         self.compute = "w8a16"
+        self.choice: LayerChoice | None = None
         self._columns: tuple[int, ...] = ()
         self._shared: SharedInput | None = None
 
@@ -182,7 +181,7 @@ class Int8Linear(nn.Module):
                 f"Int8Linear: outliers must be columns below in_features, each once, with compute"
                 f" w8a8; got {list(columns)}, in_features {self.in_features}, compute {compute!r}"
             )
-        self.compute = compute
+        self.compute, self.choice = compute, None
         self._columns = columns
         self.outliers = torch.tensor(columns, device=self.packed.device) if columns else None
 

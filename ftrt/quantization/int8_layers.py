@@ -1,0 +1,57 @@
+"""The int8 layers of a model by name, and recorded choices put back on them."""
+
+__all__ = ["apply_choices", "base_name", "int8_layers"]
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from ftrt.errors import ConfigError, UsageError
+from ftrt.quantization.choices import LayerChoice
+from ftrt.quantization.int8_linear import Int8Linear
+
+# What PEFT puts around the name that a layer has in the base model.
+_PREFIX = "base_model.model."
+_BASE = ".base_layer"
+
+
+def int8_layers(model: nn.Module) -> dict[str, Int8Linear]:
+    """The int8 layers of `model` by their names in the base model, in its order."""
+    return {
+        base_name(name): module
+        for name, module in model.named_modules()
+        if isinstance(module, Int8Linear)
+    }
+
+
+def base_name(name: str) -> str:
+    """A layer's name in the base model: without what PEFT puts around it."""
+    return name.removeprefix(_PREFIX).removesuffix(_BASE)
+
+
+def apply_choices(
+    model: nn.Module, choices: Iterable[LayerChoice], *, where: str = "layers"
+) -> None:
+    """Put recorded choices back; layers that none names stay as they are.
+
+    Args:
+        model: has every layer that a choice names, in int8.
+        choices: at most one a layer.
+        where: how an error names what they were read from.
+
+    Raises:
+        ConfigError: a choice names no int8 layer of the model, or does not fit it.
+    """
+    layers = int8_layers(model)
+    for choice in choices:
+        layer = layers.get(choice.name)
+        if layer is None:
+            raise ConfigError(
+                f"{where}: {choice.name} must be an int8 layer of {type(model).__name__}; it has"
+                f" {len(layers)} others. The recipe's quantization or the base has changed"
+            )
+        try:
+            layer.set_compute(choice.compute, choice.outliers)
+        except UsageError as error:
+            raise ConfigError(f"{where}: {choice.name}: {error}") from None
+        layer.choice = choice
