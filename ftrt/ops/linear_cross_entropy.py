@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ftrt.ops.autocast import computed_dtype
+from ftrt.ops.autocast import cast_for_autocast
 from ftrt.ops.checks import check_bias, describe, fail
 from ftrt.ops.registration import register, register_autograd
 
@@ -59,8 +59,8 @@ def linear_cross_entropy(
     Raises:
         RuntimeError: shapes or dtypes disagree, or a label is out of range; the message has them.
     """
-    dtype = computed_dtype(hidden)
-    operands = [hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)]
+    given = (hidden, weight, bias)
+    operands = [None if operand is None else cast_for_autocast(operand) for operand in given]
     needs = [
         operand is not None and operand.requires_grad and torch.is_grad_enabled()
         for operand in operands
