@@ -1,6 +1,6 @@
 """How an op gets its schema, reference, fake, autograd and autocast: the same way for each."""
 
-__all__ = ["register", "register_autocast", "register_autograd"]
+__all__ = ["REFERENCES", "register", "register_autocast", "register_autograd"]
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -10,6 +10,9 @@ import torch
 
 from ftrt.ops.autocast import cast_dtype
 from ftrt.ops.extension import EXTENSION
+
+# Name of each op, without namespace -> its reference.
+REFERENCES: dict[str, Callable[..., Any]] = {}
 
 _LIBRARY: Any = torch.library.Library("ftrt", "FRAGMENT")  # type: ignore[no-untyped-call]
 
@@ -23,6 +26,7 @@ def register(schema: str, *, reference: Callable[..., Any], fake: Callable[..., 
         fake: shapes and dtypes of the results, with the same checks.
     """
     name = schema.partition("(")[0]
+    REFERENCES[name] = reference
     _LIBRARY.define(schema)
     _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     if EXTENSION.is_foreign:

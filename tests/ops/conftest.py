@@ -1,17 +1,56 @@
+"""Makes `op_subjects` importable by the tests beside it, and runs tests on each implementation."""
+
+import contextlib
+import sys
+import warnings
+from pathlib import Path
+
 import pytest
+import torch
 
+from ftrt.config import ISAS
 from ftrt.ops.extension import EXTENSION
+from ftrt.ops.registration import REFERENCES
 
-ISAS = EXTENSION.module.usable_isas() if EXTENSION.module else []
+sys.path.insert(0, str(Path(__file__).parent))
 
 
-@pytest.fixture(params=ISAS or ["reference"])
-def isa(request):
-    """Runs the test once at each instruction set this build and CPU have."""
+@contextlib.contextmanager
+def references():
+    """References in place of the compiled kernels for CPU tensors."""
     if EXTENSION.module is None:
-        yield request.param
+        yield
         return
+    with torch.library._scoped_library("ftrt", "IMPL") as library, warnings.catch_warnings():
+        # torch warns that kernels are overridden, which is the purpose.
+        warnings.simplefilter("ignore")
+        for name, implementation in REFERENCES.items():
+            library.impl(name, implementation, "CPU")
+        yield
+
+
+@pytest.fixture
+def reference():
+    """Runs the test on the references, which take float16 and float64 too."""
+    with references():
+        yield
+
+
+@pytest.fixture(params=["reference", *ISAS])
+def isa(request):
+    """Runs the test on the reference and once at each instruction set; those that cannot run are
+    skipped by name."""
+    level = request.param
+    if level == "reference":
+        with references():
+            yield level
+        return
+    if EXTENSION.module is None:
+        pytest.skip(f"{level}: no compiled kernels, {EXTENSION.reason}")
+    usable = EXTENSION.module.usable_isas()
+    if level not in usable:
+        pytest.skip(f"{level}: not usable in this build on this CPU, which has {', '.join(usable)}")
     before = EXTENSION.module.chosen_isa()
-    EXTENSION.module.set_isa(request.param)
-    yield request.param
+    EXTENSION.module.set_isa(level)
+    yield level
     EXTENSION.module.set_isa(before)

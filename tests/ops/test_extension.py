@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from ftrt.config import ISAS
 from ftrt.ops import implementation_report
 from ftrt.ops.extension import EXTENSION, OPS
 
@@ -28,7 +29,7 @@ def python(code, **environment):
 def test_report_names_an_implementation_for_each_op():
     report = implementation_report()
     for op in OPS:
-        assert report[op] in ("avx512", "avx2", "portable", "reference")
+        assert report[op] in (*ISAS, "reference")
     assert (report["extension"] is None) == bool(report["reason"]) == bool(report["fix"])
 
 
@@ -71,14 +72,21 @@ def test_an_extension_of_another_version_is_not_used():
     out = python(
         "import importlib.util, sys, types\n"
         "import torch\n"
+        "def other(*arguments):\n"
+        "    raise AssertionError('a kernel of another version ran')\n"
+        "# What importing the extension does: its kernels are registered.\n"
+        "kernels = torch.library.Library('ftrt', 'IMPL')\n"
+        "kernels.impl('int8_linear', other, 'CPU')\n"
         "stale = types.ModuleType('ftrt._C')\n"
         "stale.ops = ('int8_linear',)\n"
         "sys.modules['ftrt._C'] = stale\n"
         "importlib.util.find_spec = lambda name, *a: True\n"
-        "from ftrt.ops import implementation_report\n"
+        "from ftrt.ops import implementation_report, int8_linear\n"
         "print(implementation_report()['reason'])\n"
+        "print(int8_linear(torch.ones(8), torch.ones(3, 8).char(), torch.ones(3, 1)).tolist())\n"
     )
-    assert "ftrt._C is of another version of ftrt: it has no int8_linear_dx" in out
+    assert "ftrt._C is of another version of ftrt: it has no int8_linear_dx, int8_lora_lin" in out
+    assert "[8.0, 8.0, 8.0]" in out
 
 
 @built
@@ -89,7 +97,8 @@ def test_the_environment_forces_an_instruction_set():
 
 def test_an_unknown_instruction_set_is_an_error():
     out = python("import ftrt.ops", FTRT_CPU_ISA="avx9")
-    assert "ConfigError: FTRT_CPU_ISA: must be one of portable, avx2, avx512; got 'avx9'" in out
+    levels = "portable, avx2, avx512, avx512_vnni, avx512_bf16, amx"
+    assert f"ConfigError: FTRT_CPU_ISA: must be one of {levels}; got 'avx9'" in out
 
 
 def test_forcing_an_instruction_set_without_the_extension_is_an_error():
@@ -107,7 +116,7 @@ def test_an_instruction_set_the_cpu_lacks_is_an_error():
         "def set_isa(name):\n"
         "    raise ValueError(f'must be built and run on this CPU; got {name!r}, built: none')\n"
         "old = types.ModuleType('ftrt._C')\n"
-        "old.ops, old.set_isa = ('int8_linear', 'int8_linear_dx'), set_isa\n"
+        f"old.ops, old.set_isa = {OPS!r}, set_isa\n"
         "sys.modules['ftrt._C'] = old\n"
         "importlib.util.find_spec = lambda name, *a: True\n"
         "import ftrt.ops\n",
