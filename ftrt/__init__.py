@@ -24,6 +24,8 @@ _PUBLIC = {
     "load": "ftrt.integrations.peft",
     "quantize_linears": "ftrt.quantization.convert",
     "dequantize_linears": "ftrt.quantization.convert",
+    "calibrate": "ftrt.quantization.calibration",
+    "layer_report": "ftrt.nn.layer_report",
     "Recipe": "ftrt.recipe",
     "FtrtError": "ftrt.errors",
     **dict.fromkeys(
@@ -62,9 +64,11 @@ __all__ = [
     "TrainResult",
     "Transform",
     "attach",
+    "calibrate",
     "dequantize_linears",
     "fuse",
     "hookimpl",
+    "layer_report",
     "load",
     "load_model",
     "load_run",
@@ -88,6 +92,8 @@ if TYPE_CHECKING:
     )
     from ftrt.errors import FtrtError
     from ftrt.integrations.peft import fuse, load
+    from ftrt.nn.layer_report import layer_report
+    from ftrt.quantization.calibration import calibrate
     from ftrt.quantization.convert import dequantize_linears, quantize_linears
     from ftrt.recipe import Recipe
     from ftrt.runtime import LoadedRun, Run, TrainResult, attach, load_model, load_run, train

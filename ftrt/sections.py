@@ -5,6 +5,7 @@ against the plugin's `Config` once the plugin is known.
 """
 
 __all__ = [
+    "CalibrationSection",
     "DataSection",
     "EarlyStoppingSection",
     "LossSection",
@@ -65,13 +66,29 @@ class ModelSection(Section):
     )
 
 
+class CalibrationSection(Section):
+    """How w8a8 layers are measured before training, and when one falls back to w8a16."""
+
+    sequences: int = Field(
+        default=128, ge=1, le=128, description="Training rows that are used, at most 128."
+    )
+    max_error: float = Field(
+        default=0.02, gt=0, lt=1, description="Relative error above which a layer computes w8a16."
+    )
+    max_outliers: int = Field(
+        default=16, ge=0, le=128, description="Input columns that a layer may compute in float."
+    )
+
+
 class QuantizationSection(Section):
     """Turns the frozen linear layers into int8."""
 
     dtype: Literal["int8"] = "int8"
-    compute: Literal["w8a16"] = Field(
-        default="w8a16", description="Float activations, int8 weights."
+    compute: Literal["w8a16", "w8a8"] = Field(
+        default="w8a16",
+        description="Float activations, or int8 ones in the layers that calibration finds fit.",
     )
+    calibration: CalibrationSection = CalibrationSection()
     granularity: Literal["per_channel", "per_group"] = Field(
         default="per_channel",
         description="One scale per output feature, or per group of input features.",
@@ -87,6 +104,15 @@ class QuantizationSection(Section):
     def _group_size_fits(self) -> Self:
         if (self.granularity == "per_group") != (self.group_size is not None):
             raise ValueError("group_size must be given with granularity: per_group, and only then")
+        return self
+
+    @model_validator(mode="after")
+    def _compute_fits(self) -> Self:
+        if self.compute == "w8a8" and self.granularity != "per_channel":
+            raise ValueError(
+                "compute: w8a8 must have granularity: per_channel, one scale per output feature;"
+                f" got {self.granularity}. Remove it, or compute w8a16"
+            )
         return self
 
 

@@ -34,8 +34,9 @@ GRADIENT_SEQUENCES = 4
 OUTLIER_RATIO = 3.0
 # Outlier columns cost a float product, so they must take away at least a fifth of the error ...
 WORTHWHILE = 0.8
-# ... and are not looked for where the error is below this share of the bound.
-COMFORTABLE = 0.5
+# ... and are not looked for where the error is below this share of the bound. It is low, because
+# large columns make y large and the error relative to it small, whatever becomes of the others.
+COMFORTABLE = 0.25
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Turns the linear layers of a model into int8 and back, in place."""
 
-__all__ = ["check_compute", "dequantize_linears", "quantize_linears", "share_inputs"]
+__all__ = ["check_compute", "dequantize_linears", "quantize_linears"]
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,9 +12,9 @@ from ftrt.errors import ConfigError, UnsupportedError, suggest
 from ftrt.quantization.affine import choose_qparams
 from ftrt.quantization.choices import COMPUTES, Compute
 from ftrt.quantization.granularity import Granularity, PerGroup, parse_granularity
+from ftrt.quantization.int8_layers import share_inputs
 from ftrt.quantization.int8_linear import Int8Linear
 from ftrt.quantization.output_head import output_head_names
-from ftrt.quantization.shared_input import SharedInput
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
@@ -62,24 +62,15 @@ def quantize_linears(
         weight = layer.get_parameter("weight")
         scales[name] = choose_qparams(weight, chosen, where=f"quantization of {name}")
 
-    def convert(layer: nn.Linear, name: str) -> Int8Linear:
-        converted = Int8Linear.from_scale(layer, scales.pop(name))
-        converted.set_compute(compute)
-        return converted
-
-    _replace(model, nn.Linear, names, convert)
+    _replace(
+        model, nn.Linear, names, lambda layer, name: Int8Linear.from_scale(layer, scales.pop(name))
+    )
+    for name in names:
+        layer = model.get_submodule(name)
+        if isinstance(layer, Int8Linear):
+            layer.set_compute(compute)
     share_inputs(model)
     return names
-
-
-def share_inputs(model: nn.Module) -> None:
-    """Let the int8 layers that have the same parent in `model` share what w8a8 makes of one x."""
-    for parent in model.modules():
-        layers = [child for child in parent.children() if isinstance(child, Int8Linear)]
-        if len(layers) > 1:
-            shared = SharedInput()
-            for layer in layers:
-                layer.share_input(shared)
 
 
 def check_compute(compute: str, granularity: Granularity) -> None:

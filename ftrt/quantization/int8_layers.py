@@ -1,14 +1,15 @@
 """The int8 layers of a model by name, and recorded choices put back on them."""
 
-__all__ = ["apply_choices", "base_name", "int8_layers"]
+__all__ = ["apply_choices", "base_name", "compute_all", "int8_layers", "share_inputs"]
 
 from collections.abc import Iterable
 
 from torch import nn
 
 from ftrt.errors import ConfigError, UsageError
-from ftrt.quantization.choices import LayerChoice
+from ftrt.quantization.choices import Compute, LayerChoice
 from ftrt.quantization.int8_linear import Int8Linear
+from ftrt.quantization.shared_input import SharedInput
 
 # What PEFT puts around the name that a layer has in the base model.
 _PREFIX = "base_model.model."
@@ -22,6 +23,23 @@ def int8_layers(model: nn.Module) -> dict[str, Int8Linear]:
         for name, module in model.named_modules()
         if isinstance(module, Int8Linear)
     }
+
+
+def share_inputs(model: nn.Module) -> None:
+    """Let the int8 layers that have the same parent in `model` share what w8a8 makes of one x."""
+    for parent in model.modules():
+        layers = [child for child in parent.children() if isinstance(child, Int8Linear)]
+        if len(layers) > 1:
+            shared = SharedInput()
+            for layer in layers:
+                layer.share_input(shared)
+
+
+def compute_all(model: nn.Module, compute: Compute) -> None:
+    """Let every int8 layer of `model` compute so; those of one parent share one quantized x."""
+    for layer in int8_layers(model).values():
+        layer.set_compute(compute)
+    share_inputs(model)
 
 
 def base_name(name: str) -> str:

@@ -5,7 +5,7 @@ train.
 __all__ = ["Parts", "Run", "attach", "build_parts"]
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +24,7 @@ from ftrt.losses import TASK, LossHandle, WeightedTerm, attach_losses
 from ftrt.recipe import LossSection, Recipe, load
 from ftrt.registry import Registry
 from ftrt.runtime.base import quantize_base
+from ftrt.runtime.calibration import Calibration, choose_computes, on_batches
 from ftrt.runtime.snapshot import ModelSnapshot
 
 if TYPE_CHECKING:
@@ -176,6 +177,7 @@ def attach(
     *,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     restorable: bool = True,
+    calibration: Iterable[Any] | None = None,
 ) -> Run:
     """Put a recipe on a model; train `run.model` with any trainer.
 
@@ -187,6 +189,8 @@ def attach(
         tokenizer: for heads that need one (padding of decoder-only classifiers).
         restorable: keep what `run.detach()` needs. With an int8 base that includes the float
             weights; False frees them.
+        calibration: batches to measure int8 layers that compute w8a8 on, as for `ftrt.calibrate`;
+            without them no layer is measured, and a warning says so.
 
     Raises:
         ConfigError, PluginError, UnsupportedError: before the model is touched where that can be
@@ -196,7 +200,10 @@ def attach(
     parts = build_parts(registry.expand(load(recipe)), registry)
     if parts.method is None:
         raise ConfigError("attach: the recipe must name a method; add `method: {name: lora}`")
-    return attach_parts(model, parts, tokenizer=tokenizer, restorable=restorable)
+    chosen = on_batches(parts.recipe.quantization, calibration) if calibration is not None else None
+    return attach_parts(
+        model, parts, tokenizer=tokenizer, restorable=restorable, calibration=chosen
+    )
 
 
 def attach_parts(
@@ -205,11 +212,12 @@ def attach_parts(
     *,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     restorable: bool = True,
+    calibration: Calibration | None = None,
 ) -> Run:
     """`attach` with the recipe's parts already built."""
     snapshot = ModelSnapshot(model)
     try:
-        run = _attach(model, parts, tokenizer, snapshot)
+        run = _attach(model, parts, tokenizer, calibration)
     except BaseException:
         snapshot.restore()
         raise
@@ -223,7 +231,7 @@ def _attach(
     model: nn.Module,
     parts: Parts,
     tokenizer: "PreTrainedTokenizerBase | None",
-    snapshot: ModelSnapshot,
+    calibration: Calibration | None,
 ) -> Run:
     recipe, head, method = parts.recipe, parts.head, parts.method
     original = model
@@ -232,6 +240,7 @@ def _attach(
     fingerprint = base_fingerprint(model)
     new_modules = head.new_modules(model) if head is not None else []
     quantized = quantize_base(model, recipe.quantization, new_modules)
+    choose_computes(model, recipe.quantization, calibration)
     if isinstance(method, ModelMethod):
         method.prepare(model, new_modules)
     elif method is not None:

@@ -12,6 +12,7 @@ from typing import Any
 import ftrt
 from ftrt import checkpoint
 from ftrt.data import Splits
+from ftrt.nn.layer_report import layer_report, summarize
 from ftrt.ops.extension import implementation_report
 from ftrt.runtime.attachment import Run
 
@@ -36,6 +37,7 @@ def run_info(
         "head": {"name": run.head.name, "state": run.head.state()} if run.head else None,
         "data": {"fingerprint": splits.fingerprint, **splits.report, "encoded": dict(encoded)},
         "quantized_layers": run.quantized,
+        "layers": [layer.to_json() for layer in layer_report(run.model)],
         "loss": run.loss_road.to_json() if run.loss_road is not None else None,
         "ops": implementation_report(),
         "environment": {
@@ -108,6 +110,7 @@ def card(path: Path, info: Mapping[str, Any]) -> str:
         f"- {results['trainable_parameters']:,} of {results['all_parameters']:,} parameters"
         f" trained,"
         f" {len(info['quantized_layers'])} layers held in int8",
+        *(f"- {line}" for line in [summarize(info.get("layers", ()))] if line),
         f"- {results['steps']} optimizer steps in {results['train_seconds']:.0f} s,"
         f" {results['tokens_per_second']:.0f} tokens/s,"
         f" peak memory {results['peak_memory_bytes'] / 2**30:.2f} GiB",
