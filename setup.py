@@ -69,13 +69,22 @@ class IsaLevel:
     flags: tuple[str, ...]
 
 
+AVX2 = ("-mavx2", "-mfma")
+# -Wno-maybe-uninitialized: GCC finds its own intrinsics guilty (bug 105593).
+AVX512 = (
+    *AVX2,
+    *("-mavx512f", "-mavx512bw", "-mavx512vl"),
+    *("-mprefer-vector-width=512", "-Wno-maybe-uninitialized"),
+)
+VNNI = (*AVX512, "-mavx512vnni")
+BF16 = (*VNNI, "-mavx512bf16")
+AMX = (*BF16, "-mamx-tile", "-mamx-int8", "-mamx-bf16")
+
 X86_LEVELS = (
-    IsaLevel("avx2", "FTRT_BUILD_AVX2", ("-mavx2", "-mfma")),
-    IsaLevel(
-        "avx512",
-        "FTRT_BUILD_AVX512",
-        ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma"),
-    ),
+    IsaLevel("avx2", "FTRT_BUILD_AVX2", AVX2),
+    IsaLevel("avx512", "FTRT_BUILD_AVX512", AVX512),
+    IsaLevel("avx512_vnni", "FTRT_BUILD_AVX512_VNNI", VNNI),
+    IsaLevel("avx512_bf16", "FTRT_BUILD_AVX512_BF16", BF16),
 )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ftrt.errors import ConfigError, suggest
 
-ISAS = ("portable", "avx2", "avx512")
+ISAS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
 
 
 def cache_dir() -> Path:

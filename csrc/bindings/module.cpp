@@ -1,5 +1,5 @@
 // ftrt._C: what Python may ask the compiled code about itself. Ops are not called through here but
-// through the dispatcher (int8_linear.cpp); importing the module registers them.
+// through the dispatcher (linear.cpp); importing the module registers them.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -48,7 +48,9 @@ std::map<std::string, std::string> build_facts() {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled kernels of ftrt: facts and switches. The ops themselves are torch.ops.ftrt.*";
-  m.attr("ops") = pybind11::make_tuple("int8_linear", "int8_linear_dx");
+  m.attr("ops") = pybind11::make_tuple(
+      "quantize_per_channel", "quantize_per_token", "int8_linear", "int8_linear_dx",
+      "int8_lora_linear", "int8_lora_linear_backward", "lora_linear", "lora_linear_backward");
   m.def("cpu_features", &ftrt::bindings::features, "What this CPU can do, by feature name.");
   m.def(
       "built_isas", [] { return ftrt::bindings::names(ftrt::built_isas()); },

@@ -8,6 +8,10 @@
 #include <cpuid.h>
 #define FTRT_X86 1
 #endif
+#if defined(__linux__) && defined(__x86_64__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace ftrt {
 namespace {
@@ -21,6 +25,18 @@ uint64_t xcr0() {
   return (static_cast<uint64_t>(high) << 32) | low;
 }
 
+// Linux gives a process the 8 KB of tile state only when it asks (arch_prctl(2),
+// ARCH_REQ_XCOMP_PERM for XFEATURE_XTILEDATA); without, the first tile instruction kills it.
+bool may_use_tiles() {
+#if defined(__linux__) && defined(__x86_64__)
+  constexpr int kRequestPermission = 0x1023;
+  constexpr int kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 bool bit(uint32_t word, int index) { return ((word >> index) & 1u) != 0; }
 
 CpuFeatures detect() {
@@ -32,13 +48,14 @@ CpuFeatures detect() {
   const uint64_t saved = xcr0();
   const bool ymm = (saved & 0x6) == 0x6;
   const bool zmm = ymm && (saved & 0xe0) == 0xe0;
-  const bool tiles = (saved & 0x60000) == 0x60000;
+  const bool saves_tiles = (saved & 0x60000) == 0x60000;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return features;
   features.avx2 = ymm && fma && bit(b, 5);
   features.avx512 = zmm && features.avx2 && bit(b, 16) && bit(b, 30) && bit(b, 31);
   features.avx512_vnni = features.avx512 && bit(c, 11);
-  features.amx_bf16 = tiles && bit(d, 22) && bit(d, 24);
-  features.amx_int8 = tiles && bit(d, 25) && bit(d, 24);
+  const bool tiles = saves_tiles && bit(d, 24) && may_use_tiles();
+  features.amx_bf16 = tiles && bit(d, 22);
+  features.amx_int8 = tiles && bit(d, 25);
   if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) features.avx512_bf16 = features.avx512 && bit(a, 5);
   return features;
 }
@@ -50,11 +67,18 @@ CpuFeatures detect() { return {}; }
 #endif
 
 bool can_run(Isa isa) {
+  const CpuFeatures& cpu = cpu_features();
   switch (isa) {
+    case Isa::kAmx:
+      return cpu.amx_int8 && cpu.amx_bf16 && cpu.avx512_vnni && cpu.avx512_bf16;
+    case Isa::kAvx512Bf16:
+      return cpu.avx512_vnni && cpu.avx512_bf16;
+    case Isa::kAvx512Vnni:
+      return cpu.avx512_vnni;
     case Isa::kAvx512:
-      return cpu_features().avx512;
+      return cpu.avx512;
     case Isa::kAvx2:
-      return cpu_features().avx2;
+      return cpu.avx2;
     default:
       return true;
   }
@@ -80,6 +104,12 @@ const CpuFeatures& cpu_features() {
 
 const char* isa_name(Isa isa) {
   switch (isa) {
+    case Isa::kAmx:
+      return "amx";
+    case Isa::kAvx512Bf16:
+      return "avx512_bf16";
+    case Isa::kAvx512Vnni:
+      return "avx512_vnni";
     case Isa::kAvx512:
       return "avx512";
     case Isa::kAvx2:
@@ -97,6 +127,15 @@ std::vector<Isa> built_isas() {
 #endif
 #ifdef FTRT_BUILD_AVX512
       Isa::kAvx512,
+#endif
+#ifdef FTRT_BUILD_AVX512_VNNI
+      Isa::kAvx512Vnni,
+#endif
+#ifdef FTRT_BUILD_AVX512_BF16
+      Isa::kAvx512Bf16,
+#endif
+#ifdef FTRT_BUILD_AMX
+      Isa::kAmx,
 #endif
   };
 }
