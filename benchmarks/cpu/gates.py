@@ -33,6 +33,12 @@ GATES = {
     # W8A16 of others: the same weight rounding, whichever way their maths go
     "int8 weight": Gate({"y": 1e-2, "dx": 1.5e-2}),
     "w8a8": Gate({"y": 1.5e-2, "dx": 1.5e-2}),
+    # a whole decoder layer: seven such products, with norms, attention and residuals between them
+    "layer bf16": Gate({"y": 1e-2, "dx": 1.5e-2}),
+    "layer int8 weight": Gate({"y": 2e-2, "dx": 2e-2}),
+    "layer w8a8": Gate({"y": 3e-2, "dx": 3e-2}),
+    # relative difference of the loss after the same steps on the same batches
+    "training": Gate({"loss": 2e-2}),
     # int32 sums of int8 products, scaled afterwards for the comparison only
     "product": Gate({"y": 1.5e-2}),
 }

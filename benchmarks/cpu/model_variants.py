@@ -1,0 +1,187 @@
+"""The ways to fine-tune a model that are compared: ftrt through its public functions, its peers.
+
+Each gets a fresh float model with the same weights, the same adapter initialisation (one seed) and
+the same targets, rank 16, alpha 32.
+
+    ftrt w8a8, w8a16, bf16     `ftrt.attach`; w8a8 after `ftrt.calibrate` on a batch
+    ftrt w8a8 stock loss       the same without the chunked cross-entropy
+    ftrt fuse                  `ftrt.fuse` on the PEFT bf16 model
+    PEFT bf16                  adapters in bfloat16
+    PEFT default               float32 adapters under autocast, as the Trainer's bf16=True runs it
+    bitsandbytes, torchao      int8 bases with bfloat16 adapters of PEFT
+    ... compiled               torch.compile
+"""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+RANK, ALPHA = 16, 32
+COMPILED = " compiled"
+
+OWN = ("ftrt w8a8", "ftrt w8a16", "ftrt bf16", "ftrt fuse", "ftrt w8a8 stock loss")
+PEERS = ("PEFT bf16", "PEFT default", "bitsandbytes int8 + PEFT", "torchao int8 + PEFT")
+COMPILABLE = ("ftrt w8a8", "ftrt w8a16", "ftrt bf16", "PEFT bf16", "PEFT default")
+EVERY = (*OWN, *PEERS, *(name + COMPILED for name in COMPILABLE))
+
+
+@dataclass
+class ModelVariant:
+    """A model ready to train.
+
+    Attributes:
+        name: as printed.
+        model: what to call.
+        module: the same before compilation.
+        context: what forward runs in.
+        notes: what a reader should know of it (fall-backs of the calibration).
+    """
+
+    name: str
+    model: Callable[..., Any]
+    module: nn.Module
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What trains."""
+        return [p for p in self.module.parameters() if p.requires_grad]
+
+    def factors(self) -> dict[str, nn.Parameter]:
+        """The LoRA factors by name."""
+        return {n: p for n, p in self.module.named_parameters() if ".lora_" in n}
+
+
+def build(
+    name: str,
+    make: Callable[[], nn.Module],
+    targets: list[str],
+    calibration: list[Any] | None = None,
+) -> ModelVariant:
+    """The variant called `name` on a fresh model.
+
+    Args:
+        name: one of `EVERY`.
+        make: a fresh bfloat16 model.
+        targets: linear layers to adapt.
+        calibration: batches for `ftrt w8a8`; None leaves every layer as it is.
+
+    Raises:
+        ImportError: the peer is not installed.
+    """
+    base = name.removesuffix(COMPILED)
+    if base.startswith("ftrt"):
+        variant = _own(base, make(), targets, calibration)
+    else:
+        variant = _peer(base, make(), targets)
+    if name.endswith(COMPILED):
+        variant.model = torch.compile(variant.module, dynamic=False)
+    variant.name = name
+    return variant
+
+
+def _own(
+    name: str, model: nn.Module, targets: list[str], calibration: list[Any] | None
+) -> ModelVariant:
+    import ftrt
+
+    torch.manual_seed(0)
+    if name == "ftrt fuse":
+        return ModelVariant(name, fused := ftrt.fuse(_peft(model, targets)), fused)
+    method = {"name": "lora", "rank": RANK, "alpha": ALPHA, "targets": targets}
+    recipe: dict[str, Any] = {"method": method}
+    compute = name.split()[1]
+    if compute != "bf16":
+        recipe["quantization"] = {"dtype": "int8", "compute": compute}
+    if name.endswith("stock loss"):
+        recipe["chunked_loss"] = False
+    run = ftrt.attach(model, recipe, restorable=False)
+    variant = ModelVariant(name, run.model, run.model)
+    if compute == "w8a8" and calibration is not None:
+        variant.notes = _calibrate(run.model, calibration)
+    return variant
+
+
+def _calibrate(model: nn.Module, batches: list[Any]) -> dict[str, Any]:
+    import ftrt
+
+    calibrate = getattr(ftrt, "calibrate", None)
+    if calibrate is None:
+        return {"calibration": "ftrt.calibrate does not exist"}
+    choices = calibrate(model, batches)
+    return {
+        "layers": len(choices),
+        "w8a16": sum(choice.compute == "w8a16" for choice in choices),
+        "with_outliers": sum(bool(choice.outliers) for choice in choices),
+    }
+
+
+def _peer(name: str, model: nn.Module, targets: list[str]) -> ModelVariant:
+    if name == "bitsandbytes int8 + PEFT":
+        _bitsandbytes(model, targets)
+    elif name == "torchao int8 + PEFT":
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+        quantize_(
+            model,
+            Int8WeightOnlyConfig(),
+            filter_fn=lambda module, path: (
+                isinstance(module, nn.Linear) and path.rpartition(".")[2] in targets
+            ),
+        )
+    is_default = name == "PEFT default"
+    torch.manual_seed(0)
+    adapted = _peft(model, targets, float32=is_default)
+    context = autocast if is_default else nullcontext
+    return ModelVariant(name, adapted, adapted, context)
+
+
+def _peft(model: nn.Module, targets: list[str], *, float32: bool = False) -> nn.Module:
+    import peft
+
+    config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return peft.get_peft_model(model, config, autocast_adapter_dtype=float32)
+
+
+def _bitsandbytes(model: nn.Module, targets: list[str]) -> None:
+    """Exchange the targets for bitsandbytes' layers, as transformers does to load in 8 bit."""
+    import bitsandbytes
+
+    for path, linear in list(model.named_modules()):
+        if not isinstance(linear, nn.Linear) or path.rpartition(".")[2] not in targets:
+            continue
+        layer = bitsandbytes.nn.Linear8bitLt(
+            linear.in_features,
+            linear.out_features,
+            bias=linear.bias is not None,
+            has_fp16_weights=False,
+            threshold=6.0,
+        )
+        layer.load_state_dict(linear.state_dict())
+        model.set_submodule(path, layer.to("cpu").requires_grad_(False))
+    model.is_loaded_in_8bit = True
+
+
+@contextlib.contextmanager
+def autocast() -> Iterator[None]:
+    """What the Trainer's `bf16=True` does."""
+    with torch.autocast("cpu", torch.bfloat16):
+        yield
+
+
+def set_factors(variant: ModelVariant, seed: int = 7) -> None:
+    """Give the B factors values other than zero, the same in every variant."""
+    for name, factor in variant.factors().items():
+        if "lora_B" in name:
+            generator = torch.Generator().manual_seed(seed + len(name) + factor.numel())
+            with torch.no_grad():
+                factor.copy_(0.02 * torch.randn(factor.shape, generator=generator))
