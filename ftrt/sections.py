@@ -180,7 +180,8 @@ class EarlyStoppingSection(Section):
 class Recipe(Section):
     """A whole run.
 
-    `attach` uses quantization, method, head, losses and chunked_loss; the rest is for `train`.
+    `attach` uses quantization, method, head, losses, chunked_loss and compile; the rest is
+    for `train`.
     """
 
     recipe: PluginSection | None = Field(
@@ -194,6 +195,9 @@ class Recipe(Section):
     chunked_loss: bool = Field(
         default=True,
         description="Compute a language model's loss without holding all logits, where it can be.",
+    )
+    compile: bool = Field(
+        default=False, description="Run the transformer blocks through torch.compile in training."
     )
     data: DataSection = DataSection()
     training: dict[str, Any] = Field(

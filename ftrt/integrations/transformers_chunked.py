@@ -134,6 +134,9 @@ def _chunked_class(own: type[PreTrainedModel]) -> type[PreTrainedModel]:
         plain = functools.partial(own.forward, self)
         if settings is None or len(args) > len(names) or not _is_chunkable(self, inputs, settings):
             return plain(*args, **kwargs)
+        if self.training and "use_cache" in names and inputs.get("use_cache") is None:
+            # keys and values of one pass are read by no other; a cache would copy all of them
+            inputs["use_cache"] = False
         return chunked_forward(self, plain, settings.layer_name, **inputs)
 
     # `wraps` would set __wrapped__, through which accelerate unwraps to the model's own forward

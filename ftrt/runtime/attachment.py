@@ -19,6 +19,11 @@ from ftrt.errors import ConfigError, UnsupportedError, UsageError
 from ftrt.integrations import peft as peft_bridge
 from ftrt.integrations.transformers import quiet
 from ftrt.integrations.transformers_callbacks import MethodCallback
+from ftrt.integrations.transformers_compile import (
+    CompiledBlocks,
+    check_compile,
+    compile_blocks,
+)
 from ftrt.integrations.transformers_loss import LossRoad, choose_loss
 from ftrt.losses import TASK, LossHandle, WeightedTerm, attach_losses
 from ftrt.recipe import LossSection, Recipe, load
@@ -61,6 +66,7 @@ class Run:
         base_fingerprint: identity of the base, recorded with the adapter.
         quantized: names of the layers that were turned into int8.
         loss_road: how a causal language model computes its loss; None for another model.
+        compiled: the blocks that run compiled; None without the recipe's `compile`.
     """
 
     model: Any
@@ -72,6 +78,7 @@ class Run:
     quantized: list[str]
     losses: LossHandle | None
     loss_road: LossRoad | None
+    compiled: CompiledBlocks | None
     callbacks: "list[TrainerCallback]"
     param_groups: list[dict[str, Any]] | None
     _original: nn.Module = field(repr=False)
@@ -94,6 +101,8 @@ class Run:
             self.losses.remove()
         if self.loss_road is not None:
             self.loss_road.remove()
+        if self.compiled is not None:
+            self.compiled.remove()
         self._snapshot.restore()
         self._snapshot = None
         self.model = self._original
@@ -132,6 +141,8 @@ def build_parts(recipe: Recipe, registry: Registry) -> Parts:
             f" such as lora"
         )
     _require_a_weight(recipe)
+    if recipe.compile:
+        check_compile(recipe.training)
     losses: list[tuple[LossSection, LossTerm | None, SignalSource | None]] = []
     teachers: dict[str, SignalSource] = {}
     for section in recipe.losses:
@@ -263,6 +274,7 @@ def _attach(
         quantized=quantized,
         losses=losses,
         loss_road=loss_road,
+        compiled=compile_blocks(model) if recipe.compile else None,
         callbacks=callbacks,
         param_groups=method.param_groups(model) if method is not None else None,
         _original=original,

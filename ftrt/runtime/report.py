@@ -38,6 +38,7 @@ def run_info(
         "data": {"fingerprint": splits.fingerprint, **splits.report, "encoded": dict(encoded)},
         "quantized_layers": run.quantized,
         "layers": [layer.to_json() for layer in layer_report(run.model)],
+        "compiled_blocks": run.compiled.count if run.compiled is not None else 0,
         "loss": run.loss_road.to_json() if run.loss_road is not None else None,
         "ops": implementation_report(),
         "environment": {
