@@ -10,6 +10,7 @@ import torch
 from records import Records
 
 from ftrt.ops import implementation_report
+from ftrt.ops.extension import OPS
 
 # Variables that hold ftrt or a peer to an instruction set.
 FORCING = ("FTRT_CPU_ISA", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")
@@ -49,11 +50,7 @@ def versions() -> dict[str, str]:
 def facts(threads: int) -> dict[str, Any]:
     """JSON values that say what the figures of this process were measured on."""
     report = implementation_report()
-    ops = {
-        key: value
-        for key, value in report.items()
-        if isinstance(value, str) and key not in ("extension", "reason", "fix", "compiler")
-    }
+    ops = {name: report[name] for name in OPS}
     return {
         "processor": processor(),
         "cores": os.cpu_count(),

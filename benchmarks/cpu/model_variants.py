@@ -3,7 +3,7 @@
 Each gets a fresh float model with the same weights, the same adapter initialisation (one seed) and
 the same targets, rank 16, alpha 32.
 
-    ftrt w8a8, w8a16, bf16     `ftrt.attach`; w8a8 after `ftrt.calibrate` on a batch
+    ftrt w8a8, w8a16, bf16     `ftrt.attach`; w8a8 calibrated on a batch if one is given
     ftrt w8a8 stock loss       the same without the chunked cross-entropy
     ftrt fuse                  `ftrt.fuse` on the PEFT bf16 model
     PEFT bf16                  adapters in bfloat16
@@ -91,6 +91,7 @@ def _own(
     name: str, model: nn.Module, targets: list[str], calibration: list[Any] | None
 ) -> ModelVariant:
     import ftrt
+    from ftrt.nn import Int8Linear
 
     torch.manual_seed(0)
     if name == "ftrt fuse":
@@ -102,25 +103,20 @@ def _own(
         recipe["quantization"] = {"dtype": "int8", "compute": compute}
     if name.endswith("stock loss"):
         recipe["chunked_loss"] = False
-    run = ftrt.attach(model, recipe, restorable=False)
+    is_measured = compute == "w8a8" and calibration is not None
+    run = ftrt.attach(
+        model, recipe, restorable=False, calibration=calibration if is_measured else None
+    )
     variant = ModelVariant(name, run.model, run.model)
-    if compute == "w8a8" and calibration is not None:
-        variant.notes = _calibrate(run.model, calibration)
+    layers = [m for m in run.model.modules() if isinstance(m, Int8Linear)]
+    if layers:
+        variant.notes = {
+            "int8_layers": len(layers),
+            "w8a16": sum(layer.compute == "w8a16" for layer in layers),
+            "with_outliers": sum(bool(layer.outlier_columns) for layer in layers),
+            "calibrated": is_measured,
+        }
     return variant
-
-
-def _calibrate(model: nn.Module, batches: list[Any]) -> dict[str, Any]:
-    import ftrt
-
-    calibrate = getattr(ftrt, "calibrate", None)
-    if calibrate is None:
-        return {"calibration": "ftrt.calibrate does not exist"}
-    choices = calibrate(model, batches)
-    return {
-        "layers": len(choices),
-        "w8a16": sum(choice.compute == "w8a16" for choice in choices),
-        "with_outliers": sum(bool(choice.outliers) for choice in choices),
-    }
 
 
 def _peer(name: str, model: nn.Module, targets: list[str]) -> ModelVariant:
