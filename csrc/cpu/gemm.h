@@ -22,7 +22,9 @@ static inline constexpr int64_t lane_depth(Kind kind) {
   return kind == Kind::kS8x4 ? 4 : kind == Kind::kF32 ? 1 : 2;
 }
 
-static inline constexpr bool sums_are_int32(Kind kind) { return kind == Kind::kS8x4 || kind == Kind::kS16x2; }
+static inline constexpr bool sums_are_int32(Kind kind) {
+  return kind == Kind::kS8x4 || kind == Kind::kS16x2;
+}
 
 inline constexpr int64_t kPanelCols = 16;
 inline constexpr int64_t kPanelBytes = 64;  // one step of a panel: 16 lanes
@@ -99,14 +101,16 @@ inline constexpr int64_t kRowBytes = kSliceBytes + kRowPad;
 // Columns of a block whose depth takes several slices; its sums wait in memory meanwhile.
 inline constexpr int64_t kMaxSlicedCols = 256;
 inline constexpr int64_t kMaxCols = 4096;
+inline constexpr int64_t kLowSteps = 16;
 
-// Memory of one task; each part is 64-byte aligned.
+// Memory of one task; each part is 64-byte aligned. Block rows are rounded up to whole tiles, block
+// columns to kMaxPanels panels, the rank to kLowSteps lanes.
 struct Scratch {
-  uint8_t* left;        // (kMaxRows, kRowBytes)
-  int32_t* correction;  // (kMaxRows)
+  uint8_t* left;        // (block rows, kRowBytes)
+  int32_t* correction;  // (block rows)
   uint8_t* right;       // kMaxPanels panels of a slice
-  uint8_t* sums;        // (kMaxRows, block columns) int32 or float32, where there are slices
-  uint8_t* low_left;    // (kMaxRows, low_row_bytes)
+  uint8_t* sums;        // (block rows, block columns) int32 or float32; one slice: (block rows, 32)
+  uint8_t* low_left;    // (block rows, rank)
   uint8_t* low_right;   // panels of the block's columns, rank deep
 };
 
@@ -114,6 +118,8 @@ struct Scratch {
 struct GemmKernel {
   int64_t tile_rows;
   void (*compute)(const Gemm& gemm, const Block& block, const Scratch& scratch);
+  int64_t max_rows = kMaxRows;               // of a block
+  int64_t max_sliced_cols = kMaxSlicedCols;  // of a block whose depth takes several slices
 };
 
 // Rows of numbers to quantize to int8, times col_scale (features) if that is given; quantize_rows in

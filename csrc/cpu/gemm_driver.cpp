@@ -46,14 +46,12 @@ struct Schedule {
   const GemmKernel* kernel;
   uint8_t* memory;
   int64_t worker_bytes;
-  int64_t sums_bytes, low_left_bytes, low_right_bytes;
+  int64_t left_bytes, correction_bytes, sums_bytes, low_left_bytes, low_right_bytes;
   int64_t block_rows, block_cols;
   int64_t col_blocks, tasks;
   std::atomic<int64_t> next{0};
 };
 
-constexpr int64_t kLeftBytes = kMaxRows * kRowBytes;
-constexpr int64_t kCorrectionBytes = kMaxRows * 4;
 constexpr int64_t kRightBytes = kMaxPanels * (kSliceBytes / 4) * kPanelBytes;
 
 // Blocks small enough that every thread gets some. Rows are cut first, down to a few tiles: that
@@ -62,11 +60,11 @@ void plan(Schedule& schedule, int64_t threads) {
   const Gemm& gemm = *schedule.gemm;
   const int64_t unit = schedule.kernel->tile_rows;
   const bool is_sliced = gemm.depth * 4 / lane_depth(gemm.kind) > kSliceBytes;
-  const int64_t max_cols = is_sliced ? kMaxSlicedCols : kMaxCols;
+  const int64_t max_cols = is_sliced ? schedule.kernel->max_sliced_cols : kMaxCols;
   const int64_t tile_cols = kMaxPanels * kPanelCols;
   const int64_t wanted = threads == 1 ? 1 : 2 * threads;
   const int64_t limit =
-      std::clamp(round_up(ceil_div(gemm.rows, wanted), unit), 4 * unit, kMaxRows / unit * unit);
+      std::clamp(round_up(ceil_div(gemm.rows, wanted), unit), 4 * unit, schedule.kernel->max_rows);
   schedule.block_rows = even_block(gemm.rows, limit, unit);
   schedule.block_cols = even_block(gemm.cols, max_cols, tile_cols);
   const int64_t row_blocks = ceil_div(gemm.rows, schedule.block_rows);
@@ -76,12 +74,15 @@ void plan(Schedule& schedule, int64_t threads) {
   }
   schedule.col_blocks = ceil_div(gemm.cols, schedule.block_cols);
   schedule.tasks = row_blocks * schedule.col_blocks;
-  const int64_t low_steps = ceil_div(gemm.epilogue.rank, lane_depth(gemm.low_kind));
-  schedule.sums_bytes = is_sliced ? schedule.block_rows * schedule.block_cols * 4 : 0;
+  const int64_t low_steps =
+      round_up(ceil_div(gemm.epilogue.rank, lane_depth(gemm.low_kind)), kLowSteps);
+  schedule.left_bytes = schedule.block_rows * kRowBytes;
+  schedule.correction_bytes = round_up(schedule.block_rows * 4, 64);
+  schedule.sums_bytes = schedule.block_rows * (is_sliced ? schedule.block_cols : tile_cols) * 4;
   schedule.low_left_bytes = round_up(schedule.block_rows * low_steps * 4, 64);
   schedule.low_right_bytes = schedule.block_cols / kPanelCols * low_steps * kPanelBytes;
   schedule.worker_bytes =
-      round_up(kLeftBytes + kCorrectionBytes + kRightBytes + schedule.sums_bytes +
+      round_up(schedule.left_bytes + schedule.correction_bytes + kRightBytes + schedule.sums_bytes +
                    schedule.low_left_bytes + schedule.low_right_bytes,
                4096);
 }
@@ -94,8 +95,8 @@ Scratch scratch_of(const Schedule& schedule, int64_t worker) {
     return part;
   };
   Scratch scratch;
-  scratch.left = take(kLeftBytes);
-  scratch.correction = reinterpret_cast<int32_t*>(take(kCorrectionBytes));
+  scratch.left = take(schedule.left_bytes);
+  scratch.correction = reinterpret_cast<int32_t*>(take(schedule.correction_bytes));
   scratch.right = take(kRightBytes);
   scratch.sums = take(schedule.sums_bytes);
   scratch.low_left = take(schedule.low_left_bytes);
