@@ -33,16 +33,33 @@ void pack_low_rank(const Gemm& gemm, const Block& block, const Scratch& scratch)
   }
 }
 
+// What a tile's low-rank part is made of, as TileEpilogue has it.
+struct LowTile {
+  const uint8_t* left;
+  int64_t stride;
+  const uint8_t* right;
+  int64_t panel;
+  int64_t steps;
+};
+
+// From what pack_low_rank<Low> wrote, for the tile at row i and column j of the block.
+template <class Low>
+inline LowTile low_tile(const Gemm& gemm, const Scratch& scratch, int64_t i, int64_t j) {
+  const int64_t depth = lane_depth(Low::kKind);
+  const int64_t steps = (gemm.epilogue.rank + depth - 1) / depth;
+  return {scratch.low_left + i * steps * 4, steps * 4,
+          scratch.low_right + j / kPanelCols * steps * kPanelBytes, steps * kPanelBytes, steps};
+}
+
 // Finishes a tile of `rows` rows of one panel, whose first row and column in the block are i and j.
 template <class Set, class Low, int kRows, class SumElement>
-void finish_panel(const Gemm& gemm, const Block& block, const Scratch& scratch, int64_t i,
-                  int64_t rows, int64_t j, const SumElement* sums, int64_t stride) {
+void finish_panel(const Gemm& gemm, const Block& block, const LowTile& low, int64_t i, int64_t rows,
+                  int64_t j, const SumElement* sums, int64_t stride) {
   const Epilogue& e = gemm.epilogue;
   const int64_t row = block.row + i;
   const int64_t col = block.col + j;
   const int64_t cols = gemm.cols - col < kPanelCols ? gemm.cols - col : kPanelCols;
   const int64_t bytes = element_bytes(e.type);
-  const int64_t steps = (e.rank + lane_depth(Low::kKind) - 1) / lane_depth(Low::kKind);
   float scale[kPanelCols] = {};
   float bias[kPanelCols] = {};
   for (int64_t n = 0; n < cols; ++n) {
@@ -57,11 +74,11 @@ void finish_panel(const Gemm& gemm, const Block& block, const Scratch& scratch, 
       e.row_scale == nullptr ? nullptr : e.row_scale + row,
       scale,
       bias,
-      scratch.low_left + i * steps * 4,
-      steps * 4,
-      scratch.low_right + j / kPanelCols * steps * kPanelBytes,
-      steps * kPanelBytes,
-      steps,
+      low.left,
+      low.stride,
+      low.right,
+      low.panel,
+      low.steps,
       e.dropout.threshold == 0 ? nullptr : &e.dropout,
       row,
       col,
@@ -96,9 +113,11 @@ struct BlockGemm {
   static void finish(const Gemm& gemm, const Block& block, const Scratch& scratch, int64_t i,
                      int64_t rows, int64_t j, const SumElement* sums, int64_t stride) {
     if (gemm.low_kind == Kind::kF32) {
-      finish_panel<Set, LowF32, kRows>(gemm, block, scratch, i, rows, j, sums, stride);
+      const LowTile low = low_tile<LowF32>(gemm, scratch, i, j);
+      finish_panel<Set, LowF32, kRows>(gemm, block, low, i, rows, j, sums, stride);
     } else {
-      finish_panel<Set, LowBf16, kRows>(gemm, block, scratch, i, rows, j, sums, stride);
+      const LowTile low = low_tile<LowBf16>(gemm, scratch, i, j);
+      finish_panel<Set, LowBf16, kRows>(gemm, block, low, i, rows, j, sums, stride);
     }
   }
 
