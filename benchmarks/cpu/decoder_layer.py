@@ -119,7 +119,7 @@ def measure(
             set_factors(variant)
             call = LayerCall(variant, xs, grads)
             y, dx, _ = call.run(0)
-        except (*FAILURES, torch._dynamo.exc.TorchDynamoException) as error:
+        except FAILURES as error:
             away(records, f"{where} {name}", error)
             continue
         errors[name] = {

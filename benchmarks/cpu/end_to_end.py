@@ -30,6 +30,8 @@ from records import Records, milliseconds, parser, times, verdict
 from training_step import TrainingStep
 from workloads import Workload, make_workload
 
+from ftrt.errors import FtrtError
+
 REFERENCE = "PEFT bf16"
 # a slow first call (compilation) may use up at most this share of the time allowed
 COMPILE_SHARE = 0.5
@@ -41,7 +43,16 @@ TARGETS = (
     ("torchao int8 + PEFT", 1.0),
 )
 MEMORY_TARGET = 0.6
-FAILURES = (ImportError, RuntimeError, ValueError, TypeError, AttributeError)
+# what building or running a peer may raise where it does not work on this machine
+FAILURES = (
+    ImportError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    FtrtError,
+    torch._dynamo.exc.TorchDynamoException,
+)
 
 
 def chosen_names(options: argparse.Namespace) -> list[str]:
@@ -59,8 +70,6 @@ def prepare(
     records: Records, workload: Workload, names: list[str], end: float
 ) -> dict[str, TrainingStep]:
     """Build every variant and run its first step; what fails or comes too late is away."""
-    from ftrt.errors import FtrtError
-
     calibration = workload.batches[-1:] if workload.weights == "asset" else None
     steps = {}
     for name in names:
@@ -74,7 +83,7 @@ def prepare(
             steps[name] = TrainingStep(variant, workload.batches)
             begin = time.perf_counter()
             steps[name](0)
-        except (*FAILURES, FtrtError, torch._dynamo.exc.TorchDynamoException) as error:
+        except FAILURES as error:
             steps.pop(name, None)
             away(records, f"{workload.name} {name}", error)
             continue

@@ -9,7 +9,7 @@ the same targets, rank 16, alpha 32.
     PEFT bf16                  adapters in bfloat16
     PEFT default               float32 adapters under autocast, as the Trainer's bf16=True runs it
     bitsandbytes, torchao      int8 bases with bfloat16 adapters of PEFT
-    ... compiled               torch.compile
+    ... compiled               ftrt by the recipe's `compile`, peers by torch.compile of the model
 """
 
 import contextlib
@@ -76,19 +76,24 @@ def build(
     Raises:
         ImportError: the peer is not installed.
     """
-    base = name.removesuffix(COMPILED)
+    base, is_compiled = name.removesuffix(COMPILED), name.endswith(COMPILED)
     if base.startswith("ftrt"):
-        variant = _own(base, make(), targets, calibration)
+        variant = _own(base, make(), targets, calibration, is_compiled=is_compiled)
     else:
         variant = _peer(base, make(), targets)
-    if name.endswith(COMPILED):
-        variant.model = torch.compile(variant.module, dynamic=False)
+        if is_compiled:
+            variant.model = torch.compile(variant.module, dynamic=False)
     variant.name = name
     return variant
 
 
 def _own(
-    name: str, model: nn.Module, targets: list[str], calibration: list[Any] | None
+    name: str,
+    model: nn.Module,
+    targets: list[str],
+    calibration: list[Any] | None,
+    *,
+    is_compiled: bool,
 ) -> ModelVariant:
     import ftrt
     from ftrt.nn import Int8Linear
@@ -103,6 +108,8 @@ def _own(
         recipe["quantization"] = {"dtype": "int8", "compute": compute}
     if name.endswith("stock loss"):
         recipe["chunked_loss"] = False
+    if is_compiled:
+        recipe["compile"] = True
     is_measured = compute == "w8a8" and calibration is not None
     run = ftrt.attach(
         model, recipe, restorable=False, calibration=calibration if is_measured else None
