@@ -205,7 +205,7 @@ def main() -> int:
         steps = prepare(records, workload, variants, end - (1 - COMPILE_SHARE) * seconds)
         if REFERENCE not in steps:
             print(f"!!! {workload.name}: {REFERENCE} is the reference and could not run")
-            records.refused.append(f"{workload.name}: no reference")
+            records.refused.append(f"{workload.name}: ftrt has no reference to be compared with")
             continue
         left = max(0.0, end - time.monotonic()) * (1.0 if options.no_memory else 0.6)
         least, left = (2, 0.0) if options.quick or options.smoke else (5, left)

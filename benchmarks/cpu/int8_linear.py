@@ -20,7 +20,13 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from ftrt.ops import dequantize_weight, implementation_report, int8_linear, int8_linear_dx
+from ftrt.ops import (
+    dequantize_weight,
+    implementation_report,
+    int8_linear,
+    int8_linear_dx,
+    pack_int8,
+)
 
 # (rows, out_features, in_features): MiniLM (384, 1536), BERT and SmolLM2 sizes (576, 768, 1536)
 SHAPES = [
@@ -93,13 +99,14 @@ def measure(
         -127, 128, (out_features, in_features), dtype=torch.int8, generator=generator
     )
     scale = torch.rand(out_features, 1, generator=generator) / 127
+    packed = pack_int8(qweight)
     weight = dequantize_weight(qweight, scale, dtype)
     exact = dequantize_weight(qweight, scale, torch.float64)
     linear = torch.nn.functional.linear
     directions = {
         "forward": (
             {
-                "ftrt": lambda: int8_linear(x, qweight, scale),
+                "ftrt": lambda: int8_linear(x, packed, scale),
                 "float": lambda: linear(x, weight),
                 "dequantize": lambda: linear(x, dequantize_weight(qweight, scale, dtype)),
             },
@@ -107,7 +114,7 @@ def measure(
         ),
         "dX": (
             {
-                "ftrt": lambda: int8_linear_dx(grad, qweight, scale),
+                "ftrt": lambda: int8_linear_dx(grad, packed, scale, in_features=in_features),
                 "float": lambda: grad @ weight,
                 "dequantize": lambda: grad @ dequantize_weight(qweight, scale, dtype),
             },

@@ -86,11 +86,18 @@ def test_a_right_row_passes_its_gate(load):
 def test_a_refusal_is_repeated_at_the_end_and_fails_the_script(load, capsys, tmp_path):
     records = load("records").Records(tmp_path / "rows.jsonl")
 
-    assert not records.gate("here", "bf16", {"y": 1.0})
+    assert not records.gate("M 7 ftrt w8a8", "bf16", {"y": 1.0})
     assert records.finish() == 1
 
-    assert capsys.readouterr().out.count("here") == 2
+    assert capsys.readouterr().out.count("M 7 ftrt w8a8") == 2
     assert '"record": "refused"' in (tmp_path / "rows.jsonl").read_text()
+
+
+def test_a_refused_peer_has_no_speed_and_does_not_fail_the_script(load):
+    records = load("records").Records(None)
+
+    assert not records.gate("M 7 a peer", "bf16", {"y": 1.0})
+    assert records.finish() == 0
 
 
 def test_a_verdict_without_a_value_is_not_a_pass(load, capsys):
