@@ -19,6 +19,7 @@ _PUBLIC = {
     "TrainResult": "ftrt.runtime",
     "load_run": "ftrt.runtime",
     "load_model": "ftrt.runtime",
+    "load_quantized": "ftrt.runtime",
     "LoadedRun": "ftrt.runtime",
     "fuse": "ftrt.integrations.peft",
     "load": "ftrt.integrations.peft",
@@ -71,6 +72,7 @@ __all__ = [
     "layer_report",
     "load",
     "load_model",
+    "load_quantized",
     "load_run",
     "quantize_linears",
     "train",
@@ -96,7 +98,16 @@ if TYPE_CHECKING:
     from ftrt.quantization.calibration import calibrate
     from ftrt.quantization.convert import dequantize_linears, quantize_linears
     from ftrt.recipe import Recipe
-    from ftrt.runtime import LoadedRun, Run, TrainResult, attach, load_model, load_run, train
+    from ftrt.runtime import (
+        LoadedRun,
+        Run,
+        TrainResult,
+        attach,
+        load_model,
+        load_quantized,
+        load_run,
+        train,
+    )
 
 
 def __getattr__(name: str) -> Any:

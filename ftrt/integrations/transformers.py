@@ -4,6 +4,7 @@ __all__ = [
     "check_length",
     "first_line",
     "keep_layers",
+    "load_deferred",
     "load_model",
     "load_tokenizer",
     "model_folder",
@@ -28,7 +29,16 @@ from transformers.utils import logging as transformers_logging
 
 from ftrt.data.assets import ASSETS, asset_name, converted_dir, is_asset, resolve
 from ftrt.data.cache import build_once
-from ftrt.errors import CheckpointError, ConfigError, DataError, UnsupportedError, suggest
+from ftrt.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    FtrtError,
+    UnsupportedError,
+    suggest,
+)
+from ftrt.integrations import transformers_loading
+from ftrt.quantization.deferred import materialize
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +69,8 @@ def load_model(
     options: Mapping[str, Any] | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> PreTrainedModel:
-    """Read a pretrained model.
+    """Read a pretrained model; the layers that an LLM.int8 checkpoint has in int8 become
+    `Int8Linear`.
 
     Args:
         path: a model folder or `asset:NAME`; never a hub name, nothing is downloaded from a hub.
@@ -72,18 +83,60 @@ def load_model(
         ConfigError: `config` names a key that the model's config does not have.
         CheckpointError: the folder is missing, incomplete or corrupt, or holds a model of another
             task.
+        UnsupportedError: the checkpoint is quantized, and not as LLM.int8.
     """
+    folder = _checked_folder(path)
+    settings = {**_fresh_options(folder, options or {}), **_config_changes(folder, config or {})}
+    with _reading(folder, auto_class):
+        if transformers_loading.is_quantized(folder):
+            model = transformers_loading.load_deferred(
+                folder, auto_class, dtype=getattr(torch, dtype), settings=settings
+            )
+            materialize(model)
+        else:
+            model = getattr(transformers, auto_class).from_pretrained(
+                folder, dtype=getattr(torch, dtype), local_files_only=True, **settings
+            )
+    return model
+
+
+def load_deferred(
+    path: str,
+    auto_class: str,
+    *,
+    dtype: str = "float32",
+    options: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> PreTrainedModel:
+    """Read a pretrained model as `load_model` does, but leave its linear weights on disk until
+    `ftrt.quantization.deferred` says what becomes of them. The arguments are `load_model`'s.
+
+    Raises:
+        CheckpointError: as `load_model`; also where the weights are not safetensors.
+    """
+    folder = _checked_folder(path)
+    settings = {**_fresh_options(folder, options or {}), **_config_changes(folder, config or {})}
+    with _reading(folder, auto_class):
+        return transformers_loading.load_deferred(
+            folder, auto_class, dtype=getattr(torch, dtype), settings=settings
+        )
+
+
+def _checked_folder(path: str) -> Path:
     folder = model_folder(path)
     if not (folder / "config.json").is_file():
         raise CheckpointError(_not_a_model(folder))
-    loader = getattr(transformers, auto_class)
-    changes = _config_changes(folder, config or {})
+    return folder
+
+
+@contextlib.contextmanager
+def _reading(folder: Path, auto_class: str) -> Iterator[None]:
+    """Turn whatever a broken folder raises into a `CheckpointError` that names it."""
     try:
-        settings = {**_fresh_options(folder, options or {}), **changes}
         with quiet():
-            model: PreTrainedModel = loader.from_pretrained(
-                folder, dtype=getattr(torch, dtype), local_files_only=True, **settings
-            )
+            yield
+    except FtrtError:
+        raise
     # transformers, safetensors and tokenizers each raise their own types for a broken folder
     except Exception as error:
         if isinstance(error, MemoryError):
@@ -92,7 +145,6 @@ def load_model(
             f"{folder}: must be a model that {auto_class} reads; {type(error).__name__}:"
             f" {first_line(error)}"
         ) from error
-    return model
 
 
 def _fresh_options(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ __all__ = [
     "attach",
     "evaluate_run",
     "load_model",
+    "load_quantized",
     "load_run",
     "merge_run",
     "predict_run",
@@ -14,6 +15,7 @@ __all__ = [
 ]
 
 from ftrt.runtime.attachment import Run, attach
+from ftrt.runtime.base import load_quantized
 from ftrt.runtime.load import (
     LoadedRun,
     evaluate_run,

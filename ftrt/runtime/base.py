@@ -1,14 +1,19 @@
 """Reading the base model as a recipe describes it; training and reloading share this."""
 
-__all__ = ["quantize_base", "read_base"]
+__all__ = ["load_quantized", "quantize_base", "read_base"]
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from ftrt.api import Head
 from ftrt.integrations import transformers as bridge
+from ftrt.quantization.choices import Compute
 from ftrt.quantization.convert import quantize_linears
+from ftrt.quantization.deferred import has_deferred, quantize_deferred
+from ftrt.quantization.granularity import Granularity
+from ftrt.quantization.int8_layers import compute_all, int8_layers
 from ftrt.recipe import ModelSection, QuantizationSection
 
 if TYPE_CHECKING:
@@ -16,17 +21,25 @@ if TYPE_CHECKING:
 
 
 def read_base(
-    section: ModelSection, head: Head, *, path: str | None = None, dtype: str | None = None
+    section: ModelSection,
+    head: Head,
+    *,
+    quantization: QuantizationSection | None = None,
+    path: str | None = None,
+    dtype: str | None = None,
 ) -> "PreTrainedModel":
     """The model of a recipe's `model:` section, with the head's options and the blocks it keeps.
 
     Args:
         section: the recipe's `model:`.
         head: says which Auto class reads it and with what options.
+        quantization: what `quantize_base` will be called with once the head is attached; the linear
+            weights stay on disk until then. None reads them all.
         path: where the model is, if not where the section says.
         dtype: dtype of the float weights, if not the section's.
     """
-    model = bridge.load_model(
+    read = bridge.load_model if quantization is None else bridge.load_deferred
+    model = read(
         path or section.path,
         head.auto_class,
         dtype=dtype or section.dtype,
@@ -39,13 +52,64 @@ def read_base(
 
 
 def quantize_base(
-    model: nn.Module, section: QuantizationSection | None, new_modules: list[str]
+    model: nn.Module, section: QuantizationSection | None, new_modules: Sequence[str]
 ) -> list[str]:
-    """Put the base's linear layers in int8 as the recipe says; names of the layers, none without a
-    section.
+    """Put the base's linear layers in int8 as the recipe says, reading those still on disk one by
+    one.
+
+    Returns:
+        Names of all int8 layers; without a section, of those that the checkpoint had in int8.
     """
     if section is None:
-        return []
-    return quantize_linears(
-        model, section.granularity, [*section.skip, *new_modules], group_size=section.group_size
-    )
+        return list(int8_layers(model))
+    if has_deferred(model) or int8_layers(model):
+        names = quantize_deferred(
+            model,
+            section.granularity,
+            section.skip,
+            new_modules=new_modules,
+            group_size=section.group_size,
+        )
+    else:
+        names = quantize_linears(
+            model, section.granularity, [*section.skip, *new_modules], group_size=section.group_size
+        )
+    compute_all(model, section.compute)
+    return names
+
+
+def load_quantized(
+    path: str,
+    auto_class: str,
+    granularity: Granularity | str = "per_channel",
+    skip: Sequence[str] = (),
+    *,
+    group_size: int | None = None,
+    compute: Compute = "w8a16",
+    dtype: str = "float32",
+    options: Mapping[str, Any] | None = None,
+) -> "PreTrainedModel":
+    """A transformers model with its linear layers in int8, quantized one by one as they are read.
+
+    The same as `from_pretrained` and then `ftrt.quantize_linears`, bit for bit, but at no time is
+    more in memory than the int8 model and one float tensor. LLM.int8 checkpoints, as bitsandbytes
+    writes them, are read as they are. In eval mode.
+
+    Args:
+        path: a model folder with safetensors files, or `asset:NAME`.
+        auto_class: name of the transformers Auto class, say "AutoModelForCausalLM".
+        granularity: `PerChannel()`, `PerGroup(n)`, "per_channel", or "per_group" with group_size.
+        skip: names, or last parts of names, of layers or modules to leave in float.
+        group_size: input features per scale, for "per_group".
+        compute: "w8a16" or "w8a8", as for `ftrt.quantize_linears`.
+        dtype: dtype of the float weights.
+        options: further keyword arguments of `from_pretrained` (say, `num_labels`).
+
+    Raises:
+        CheckpointError: the folder is missing, incomplete, corrupt, or not safetensors.
+        UnsupportedError: the checkpoint is quantized, and not as LLM.int8.
+        ConfigError: as `ftrt.quantize_linears`.
+    """
+    model = bridge.load_deferred(path, auto_class, dtype=dtype, options=options)
+    quantize_deferred(model, granularity, skip, group_size=group_size, compute=compute)
+    return model

@@ -28,6 +28,7 @@ from ftrt.integrations.transformers_loss import choose_loss
 from ftrt.recipe import DataSection, Recipe, parse
 from ftrt.registry import Registry
 from ftrt.runtime.base import quantize_base, read_base
+from ftrt.runtime.calibration import restore_layers
 
 logger = logging.getLogger(__name__)
 
@@ -85,12 +86,15 @@ def load_run(
         if is_adapter
         else recipe.model.model_copy(update={"layers": None, "config": {}})
     )
-    model: Any = read_base(section, head, path=source)
+    # a full model's own folder says what of it is int8
+    quantization = recipe.quantization if is_adapter and quantized is not False else None
+    model: Any = read_base(section, head, quantization=quantization, path=source)
     if is_adapter:
         model = head.attach(model, tokenizer)
         _check_base(model, info, source, folder)
-        if quantized is not False:
-            quantize_base(model, recipe.quantization, head.new_modules(model))
+        quantize_base(model, quantization, head.new_modules(model))
+        if quantization is not None:
+            restore_layers(model, info.get("layers"), str(folder / checkpoint.RUN_INFO))
         with bridge.quiet():
             model = peft_bridge.load(model, folder)
     if dtype is not None:

@@ -27,6 +27,7 @@ from ftrt.recipe import Recipe, load
 from ftrt.registry import Registry
 from ftrt.runtime.attachment import Parts, Run, attach_parts, build_parts
 from ftrt.runtime.base import read_base
+from ftrt.runtime.calibration import Calibration, on_rows, read_layers, write_layers
 from ftrt.runtime.report import run_info, write_card, write_loss_plot
 
 if TYPE_CHECKING:
@@ -114,7 +115,8 @@ def train(
     checkpoint.check_output(output, resume=resume, overwrite=overwrite)
     _refuse_inputs_below(output, whole, overwrite=overwrite)
     say = listener.message if listener is not None else logger.info
-    job = _prepare(parts, output, say)
+    kept = read_layers(output) if resume else None
+    job = _prepare(parts, output, say, kept=kept)
     return _run(job, fields, listener, say, resume=resume, overwrite=overwrite)
 
 
@@ -150,7 +152,7 @@ def _refuse_inputs_below(output: Path, recipe: Recipe, *, overwrite: bool) -> No
             )
 
 
-def _prepare(parts: Parts, output: Path, say: Say) -> _Job:
+def _prepare(parts: Parts, output: Path, say: Say, *, kept: Calibration | None) -> _Job:
     recipe, head = parts.recipe, parts.head
     if recipe.model is None or head is None:
         raise ConfigError("recipe: model and head must be given")
@@ -167,10 +169,11 @@ def _prepare(parts: Parts, output: Path, say: Say) -> _Job:
     say(f"reading {recipe.model.path}")
     bridge.set_seed(recipe.seed)
     tokenizer = bridge.load_tokenizer(recipe.model.path)
-    model = read_base(recipe.model, head)
+    model = read_base(recipe.model, head, quantization=recipe.quantization)
     bridge.check_length(model, recipe.data.max_length)
     # before encoding: a model that was trained on these labels keeps its own order of them
-    run = attach_parts(model, parts, tokenizer=tokenizer, restorable=False)
+    calibration = kept or on_rows(recipe, head, tokenizer, splits.train)
+    run = attach_parts(model, parts, tokenizer=tokenizer, restorable=False, calibration=calibration)
 
     def encode(rows: Sequence[Row] | None) -> EncodedSplit | None:
         length = recipe.data.max_length
@@ -206,6 +209,7 @@ def _run(
     trainer = _trainer(job, fields, listener, interrupt)
     # everything that can be wrong with the inputs has been found by now
     checkpoint.start_output(job.output, overwrite=overwrite)
+    write_layers(job.output, job.run.model)
     before: dict[str, float] = {}
     if job.recipe.baseline and job.held_out is not None:
         say(f"measuring {len(job.held_out)} held-out rows before training")
