@@ -77,8 +77,10 @@ def fuse(peft_model: PeftModel) -> PeftModel:
     """Run the LoRA layers of a `PeftModel` through ftrt's fused op, in place, and return it.
 
     Outputs agree within rounding, and files, state-dict keys and PEFT's own functions stay as they
-    are. Layers with anything but one plain active LoRA (DoRA, several adapters, dropout while
-    training) run PEFT's forward.
+    are. LoRA, rsLoRA and DoRA run fused, with dropout too, whose mask then comes from ftrt's seed.
+    Layers that will run PEFT's own forward all the same (another variant, lora_bias, module hooks,
+    a base that trains, several active adapters) are logged by name, and `ftrt.layer_report` lists
+    them.
 
     Raises:
         UsageError: not a `PeftModel`, or one without LoRA linear layers.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ftrt.api import LinearAdapter, LinearMethod
 from ftrt.errors import PluginError, UnsupportedError, UsageError
 from ftrt.integrations.peft_merging import KeepsBase
+from ftrt.nn.layer_report import Adapter
 
 # Also PEFT's "prefix" of the method: the part of a state-dict key that marks adapter state.
 CONTAINER = "ftrt_adapters"
@@ -89,6 +90,10 @@ class FtrtLayer(KeepsBase, nn.Module, BaseTunerLayer):
             base = _Adapted(base, adapter)
         output = adapters[-1](base, x)
         return output
+
+    def forward_path(self) -> tuple[Adapter, str]:
+        """How the active adapters run, for `ftrt.layer_report`."""
+        return "plugin", ""
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Put a float layer with the adapters' weight in the base's place; `unmerge` undoes it.

@@ -40,7 +40,8 @@ class LayerReport:
         implementation: the instruction set, or "reference", of the op that computes the layer on
             its device; "torch" where torch's own linear does.
         error: relative error of w8a8 against w8a16 that calibration measured, or None.
-        reason: why the layer computes so, where there was a choice.
+        reason: why this `compute`, where calibration chose it.
+        adapter_reason: why the adapter is not in the fused op; empty where it is, or is a plugin's.
     """
 
     name: str
@@ -53,6 +54,7 @@ class LayerReport:
     error: float | None = None
     gradient_error: float | None = None
     reason: str = ""
+    adapter_reason: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Its fields as JSON values."""
@@ -92,14 +94,14 @@ def summarize(layers: Iterable[LayerReport | Mapping[str, Any]]) -> str:
 def _path_of(module: nn.Module) -> tuple[Adapter, str]:
     if isinstance(module, ReportsForward):
         return module.forward_path()
-    return "peft", "not fused; ftrt.fuse does that"
+    return "peft", f"it is PEFT's {type(module).__name__}"
 
 
 def _describe(name: str, base: nn.Module, adapter: Adapter, reason: str) -> LayerReport:
     implementations = implementation_report() if _is_on_cpu(base) else {}
     if not isinstance(base, Int8Linear):
         runs = implementations.get("lora_linear", "reference") if adapter == "fused" else "torch"
-        return LayerReport(name, "float", adapter, "float", (), runs, reason=reason)
+        return LayerReport(name, "float", adapter, "float", (), runs, adapter_reason=reason)
     op = "int8_lora_linear" if adapter == "fused" else "int8_linear"
     choice = base.choice
     return LayerReport(
@@ -112,7 +114,8 @@ def _describe(name: str, base: nn.Module, adapter: Adapter, reason: str) -> Laye
         error_before=choice.error_before if choice else None,
         error=choice.error if choice else None,
         gradient_error=choice.gradient_error if choice else None,
-        reason="; ".join(filter(None, (choice.reason if choice else "", reason))),
+        reason=choice.reason if choice else "",
+        adapter_reason=reason,
     )
 
 

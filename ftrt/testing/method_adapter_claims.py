@@ -1,10 +1,11 @@
 """What adapter methods claim beyond training: int8 bases, merging, disabling, two at once."""
 
-__all__ = ["ADAPTER_CLAIMS", "runs_on_int8"]
+__all__ = ["ADAPTER_CLAIMS", "runs_on_int8", "runs_on_w8a8"]
 
 from typing import Any
 
 import torch
+from torch import nn
 
 from ftrt.api import LinearMethod, ModelMethod
 from ftrt.errors import UnsupportedError
@@ -14,12 +15,17 @@ from ftrt.testing.method_claims import (
     STEPS_TO_LEARN,
     TOLERANCE,
     Claim,
+    assert_lowers_the_loss,
     assert_near,
     assert_refuses,
     assert_reloads,
     distance,
 )
 from ftrt.testing.method_subjects import Subject
+
+# Where two roads round differently in the last bit, an input on the edge between two levels may
+# take the other one: a step of 1 / 127 of the largest value in one of its columns.
+W8A8_TOLERANCE = 1e-2
 
 
 def runs_on_int8(subject: Subject) -> None:
@@ -31,19 +37,48 @@ def runs_on_int8(subject: Subject) -> None:
             assert_refuses(lambda: subject.attached(base), name, "an int8 base")
         return
     expected = subject.outputs(base)
-    try:
-        model, _ = subject.attached(base)
-    except UnsupportedError as error:
-        # an option may need a float base although the method itself does not
-        if subject.options and name in str(error):
-            return
-        raise
+    model = _attached_or_refused(subject, base)
+    if model is None:
+        return
     assert_near(
         subject.outputs(model), expected, "on an int8 base the outputs must start as the base's"
     )
-    assert_reloads(subject, int8=True)
+    assert_reloads(subject, lambda: subject.base(int8=True))
     if not issubclass(subject.method_class, ModelMethod):
         _assert_merges(subject, int8=True)
+
+
+def runs_on_w8a8(subject: Subject) -> None:
+    """Over an int8 base that quantizes its inputs: identity, a falling loss, save and reload."""
+    if not subject.method_class.supports_quantized_base:
+        return
+
+    def base() -> nn.Module:
+        return subject.base(int8=True, compute="w8a8")
+
+    expected = subject.outputs(base())
+    model = _attached_or_refused(subject, base())
+    if model is None:
+        return
+    assert_near(
+        subject.outputs(model),
+        expected,
+        "on a w8a8 base the outputs must start as the base's",
+        tolerance=W8A8_TOLERANCE,
+    )
+    assert_lowers_the_loss(subject, base())
+    assert_reloads(subject, base)
+
+
+def _attached_or_refused(subject: Subject, base: nn.Module) -> nn.Module | None:
+    """The method on `base`; None where an option needs a float base and says so."""
+    try:
+        return subject.attached(base)[0]
+    except UnsupportedError as error:
+        # an option may need a float base although the method itself does not
+        if subject.options and subject.method_class.name in str(error):
+            return None
+        raise
 
 
 def merges(subject: Subject) -> None:

@@ -4,6 +4,7 @@ __all__ = [
     "COMMON_CLAIMS",
     "CONTRACT_CLAIMS",
     "Claim",
+    "assert_lowers_the_loss",
     "assert_near",
     "assert_refuses",
     "assert_reloads",
@@ -136,7 +137,12 @@ def _gradients_seen(
 
 def lowers_the_loss(subject: Subject) -> None:
     """A few steps on one batch lower its loss."""
-    model, method = subject.attached()
+    assert_lowers_the_loss(subject, subject.base())
+
+
+def assert_lowers_the_loss(subject: Subject, base: nn.Module) -> None:
+    """A few steps over `base` on one batch lower its loss."""
+    model, method = subject.attached(base)
     with torch.no_grad():
         before = loss_of(model, subject.batch).item()
     subject.run(model, method, STEPS_TO_LEARN).train(STEPS_TO_LEARN)
@@ -152,16 +158,16 @@ def lowers_the_loss(subject: Subject) -> None:
 
 def reloads_bit_equal(subject: Subject) -> None:
     """What is saved and read back onto a fresh base gives the same outputs, bit for bit."""
-    assert_reloads(subject, int8=False)
+    assert_reloads(subject, subject.base)
 
 
-def assert_reloads(subject: Subject, *, int8: bool) -> None:
-    """Outputs after training, saving and reloading are bit-equal on a float or an int8 base."""
-    model, _ = subject.trained(STEPS, subject.base(int8=int8))
+def assert_reloads(subject: Subject, base: Callable[[], nn.Module]) -> None:
+    """Outputs after training, saving and reloading are bit-equal on what `base` makes."""
+    model, _ = subject.trained(STEPS, base())
     expected = subject.outputs(model)
     with tempfile.TemporaryDirectory() as folder:
         subject.save(model, Path(folder))
-        again, _ = subject.reload(subject.base(int8=int8), Path(folder))
+        again, _ = subject.reload(base(), Path(folder))
     got = subject.outputs(again.eval())
     if not torch.equal(got, expected):
         raise AssertionError(
@@ -270,14 +276,16 @@ def assert_refuses(action: Callable[[], Any], name: str, what: str) -> None:
     )
 
 
-def assert_near(got: Tensor, expected: Tensor, sentence: str) -> None:
-    """Equal within `TOLERANCE` of the largest expected value; `sentence` says what must hold."""
+def assert_near(
+    got: Tensor, expected: Tensor, sentence: str, *, tolerance: float = TOLERANCE
+) -> None:
+    """Equal within `tolerance` of the largest expected value; `sentence` says what must hold."""
     if got.shape != expected.shape:
         raise AssertionError(
             f"{sentence}; got shape {tuple(got.shape)} for {tuple(expected.shape)}"
         )
     apart = distance(got, expected)
-    bound = TOLERANCE * max(1.0, expected.float().abs().max().item())
+    bound = tolerance * max(1.0, expected.float().abs().max().item())
     if apart > bound:
         raise AssertionError(f"{sentence}; they differ by {apart:.2e}, allowed is {bound:.2e}")
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ftrt.api import LinearMethod, Method, ModelMethod
 from ftrt.integrations import peft as peft_bridge
+from ftrt.quantization.choices import Compute
 from ftrt.quantization.convert import quantize_linears
 from ftrt.testing.toy_model import batch_for, loss_of, outputs_of
 
@@ -63,13 +64,19 @@ class Subject(ABC):
         """A fresh method object."""
         return self.method_class(self.method_class.Config.model_validate(dict(self.options)))
 
-    def base(self, *, int8: bool = False, dtype: torch.dtype | None = None) -> nn.Module:
-        """A fresh copy of the base in eval mode."""
+    def base(
+        self,
+        *,
+        int8: bool = False,
+        compute: Compute = "w8a16",
+        dtype: torch.dtype | None = None,
+    ) -> nn.Module:
+        """A fresh copy of the base in eval mode; `compute` is how its int8 layers do."""
         base = copy.deepcopy(self.model).eval()
         if dtype is not None:
             base = base.to(dtype)
         if int8:
-            quantize_linears(base, "per_channel", [])
+            quantize_linears(base, "per_channel", [], compute=compute)
         return base
 
     @abstractmethod

@@ -14,7 +14,7 @@ from torch import nn
 
 from ftrt.api import LinearMethod, Method, ModelMethod, PeftMethod
 from ftrt.testing.claims import require_claims
-from ftrt.testing.method_adapter_claims import ADAPTER_CLAIMS, runs_on_int8
+from ftrt.testing.method_adapter_claims import ADAPTER_CLAIMS, runs_on_int8, runs_on_w8a8
 from ftrt.testing.method_claims import COMMON_CLAIMS, CONTRACT_CLAIMS
 from ftrt.testing.method_subjects import subject_of
 from ftrt.testing.toy_model import ToyModel
@@ -33,9 +33,9 @@ def check_method(
     The claims: options validate and survive JSON; building touches no global random state or
     setting; the outputs start as the base's; exactly the declared parameters train, and the loss
     falls; save and reload is bit-equal; a resumed run equals an unbroken one; gradient
-    checkpointing changes nothing; bfloat16 and int8 bases work; `param_groups` is complete. For
-    adapters also: merging keeps the outputs (or is refused by name), a disabled adapter is the
-    base exactly, two adapters do not disturb each other.
+    checkpointing changes nothing; bfloat16 and int8 bases (w8a16 and w8a8) work; `param_groups` is
+    complete. For adapters also: merging keeps the outputs (or is refused by name), a disabled
+    adapter is the base exactly, two adapters do not disturb each other.
 
     Args:
         method_class: derives from `LinearMethod`, `PeftMethod` or `ModelMethod`; it need not be
@@ -61,7 +61,7 @@ def check_method(
         subject = subject_of(method_class, options, ToyModel() if model is None else model)
         require_claims(method_class.__name__, subject, CONTRACT_CLAIMS)
         extra = () if issubclass(method_class, ModelMethod) else ADAPTER_CLAIMS
-        claims = (*COMMON_CLAIMS, runs_on_int8, *extra)
+        claims = (*COMMON_CLAIMS, runs_on_int8, runs_on_w8a8, *extra)
         require_claims(method_class.__name__, subject, claims)
 
 

@@ -8,10 +8,12 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from peft_subjects import IDS, LABELS, bert, logits, lora, shift, train
 
+import ftrt
 import ftrt.integrations.peft_lora as fused_module
 from ftrt.errors import UsageError
 from ftrt.integrations import peft as bridge
 from ftrt.integrations.peft_lora import FusedLoraLinear, Int8LoraLinear
+from ftrt.ops.dropout import draw_seed, dropout_mask
 
 
 def plain(*, model=None, **options):
@@ -37,7 +39,9 @@ def calls(monkeypatch):
     made = []
     original = fused_module.lora_forward
     monkeypatch.setattr(
-        fused_module, "lora_forward", lambda *args: made.append(1) or original(*args)
+        fused_module,
+        "lora_forward",
+        lambda *args, **kwargs: made.append(1) or original(*args, **kwargs),
     )
     return made
 
@@ -92,13 +96,12 @@ def second_active(model):
 @pytest.mark.parametrize(
     ("options", "change"),
     [
-        ({"use_dora": True}, None),
         ({"lora_bias": True}, None),
         ({}, second_active),
         ({}, lambda model: model.merge_adapter()),
         ({}, lambda model: model.base_model.disable_adapter_layers()),
     ],
-    ids=["dora", "bias", "two active", "merged", "disabled"],
+    ids=["bias", "two active", "merged", "disabled"],
 )
 def test_everything_unusual_runs_pefts_own_forward(options, change, calls):
     model = plain(**options)
@@ -109,14 +112,14 @@ def test_everything_unusual_runs_pefts_own_forward(options, change, calls):
     assert not calls
 
 
-def test_dropout_runs_pefts_forward_while_training_and_the_fused_one_after(calls):
+def test_dropout_runs_the_fused_forward_while_training_and_after(calls):
     model = bridge.fuse(plain(lora_dropout=0.5))
     model.train()
     with torch.no_grad():
         model(input_ids=IDS)
-    assert not calls
+    assert len(calls) == 11
     logits(model)
-    assert calls
+    assert len(calls) == 22
 
 
 def test_a_mixed_batch_of_adapters_runs_pefts_forward(calls):
@@ -187,9 +190,10 @@ def test_wrap_and_load_fuse_by_themselves(tmp_path, calls):
     assert kinds(bridge.unfuse(int8)) == {Int8LoraLinear}
 
 
-def test_an_int8_layer_with_dropout_trains_like_pefts_formula():
-    model = bridge.wrap(bert(int8=True), lora(dropout=0.5), task_type="SEQ_CLS")
-    layer = next(m for m in model.modules() if isinstance(m, Int8LoraLinear))
+@pytest.mark.parametrize("int8", [False, True])
+def test_dropout_while_training_drops_the_adapters_input_alone(int8):
+    model = bridge.wrap(bert(int8=int8), lora(dropout=0.5), task_type="SEQ_CLS")
+    layer = next(m for m in model.modules() if isinstance(m, FusedLoraLinear))
     with torch.no_grad():
         layer.lora_B["default"].weight.normal_()
     x = torch.randn(3, layer.in_features)
@@ -197,9 +201,61 @@ def test_an_int8_layer_with_dropout_trains_like_pefts_formula():
     torch.manual_seed(0)
     got = layer(x)
     torch.manual_seed(0)
-    dropped = torch.nn.functional.dropout(x, 0.5)
+    dropped = x * dropout_mask(draw_seed(), *x.shape, 0.5) * 2.0
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     torch.testing.assert_close(got, layer.base_layer(x) + dropped @ a.T @ b.T * 2.0)
+    assert not torch.equal(layer(x), got)
+    assert torch.equal(layer.eval()(x), layer(x))
+
+
+def hooked(model):
+    model.get_submodule("base_model.model.bert.pooler.dense").base_layer.register_forward_hook(
+        lambda *args: None
+    )
+
+
+def train_base(model):
+    model.get_submodule("base_model.model.bert.pooler.dense").base_layer.weight.requires_grad_()
+
+
+@pytest.mark.parametrize(
+    ("options", "change", "reason"),
+    [
+        ({"lora_bias": True}, None, "lora_bias"),
+        ({}, hooked, "its base has module hooks"),
+        ({}, train_base, "its base trains"),
+        ({}, second_active, "several adapters are active"),
+    ],
+)
+def test_layers_that_run_pefts_forward_for_good_are_named_and_listed(
+    options, change, reason, caplog
+):
+    model = plain(**options)
+    if change is not None:
+        change(model)
+    bridge.fuse(model)
+    assert f"run PEFT's own forward, because {reason}: " in caplog.text
+    assert "bert.pooler.dense" in caplog.text
+    rows = {row.name: row for row in ftrt.layer_report(model)}
+    row = rows["bert.pooler.dense"]
+    assert (row.kind, row.adapter, row.adapter_reason) == ("float", "peft", reason)
+    assert row.implementation == "torch"
+    one_layer = change in (hooked, train_base)
+    paths = {name: row.adapter for name, row in rows.items() if name != "bert.pooler.dense"}
+    assert set(paths.values()) == {"fused" if one_layer else "peft"} and len(paths) == 10
+
+
+def test_a_fully_fused_model_logs_no_obstacle(caplog):
+    bridge.fuse(plain())
+    assert "own forward" not in caplog.text
+
+
+def test_a_rank_that_no_op_takes_runs_pefts_forward(calls, caplog):
+    config = peft.LoraConfig(r=257, target_modules=["query"])
+    model = bridge.fuse(peft.get_peft_model(bert(), config)).eval()
+    assert "because its rank 257 is above 256" in caplog.text
+    logits(model)
+    assert not calls
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from peft_subjects import Shift, ShiftConfig, bert, logits, lora, shift, train
 from safetensors.torch import load_file, save_file
 
 from ftrt.checkpoint import base_fingerprint, write_run_info
-from ftrt.errors import CheckpointError, ConfigError, PluginError, UnsupportedError, UsageError
+from ftrt.errors import CheckpointError, ConfigError, PluginError, UsageError
 from ftrt.integrations import peft as bridge
+from ftrt.integrations.peft_lora import FusedLoraLinear, Int8LoraLinear
 
 METHODS = pytest.mark.parametrize("method", [shift, lora], ids=["ftrt", "lora"])
 BASES = pytest.mark.parametrize("int8", [False, True], ids=["float", "int8"])
@@ -301,11 +302,15 @@ def test_a_base_of_another_size_is_an_error(tmp_path):
         bridge.load(model, tmp_path)
 
 
-def test_dora_files_are_refused_on_int8(tmp_path):
+def test_dora_files_load_on_int8(tmp_path):
     saved(tmp_path, lora, dora=True)
-    assert torch.isfinite(logits(bridge.load(bert(), tmp_path))).all()
-    model = bert(int8=True)
-    kinds = [type(module) for module in model.modules()]
-    with pytest.raises(UnsupportedError, match="Dora needs the base's float weight"):
-        bridge.load(model, tmp_path)
-    assert [type(module) for module in model.modules()] == kinds
+    exact, rounded = bridge.load(bert(), tmp_path), bridge.load(bert(int8=True), tmp_path)
+    expected = logits(exact)
+    assert (logits(rounded) - expected).norm() / expected.norm() < 5e-2
+    layers = [m for m in rounded.modules() if isinstance(m, Int8LoraLinear)]
+    assert len(layers) == 13
+    for mine, theirs in zip(
+        layers, [m for m in exact.modules() if isinstance(m, FusedLoraLinear)], strict=True
+    ):
+        magnitude = theirs.lora_magnitude_vector["default"].weight
+        assert torch.equal(mine.lora_magnitude_vector["default"].weight, magnitude)

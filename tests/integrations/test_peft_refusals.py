@@ -46,7 +46,6 @@ def test_a_new_module_in_int8_is_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dora": True}, "LoRA on int8: Dora needs the base's float weight"),
         ({"init": "pissa"}, "LoRA on int8: init_lora_weights must be one of True, False, gaussian"),
     ],
 )

@@ -14,8 +14,6 @@ from ftrt.errors import UnsupportedError
 from ftrt.nn import Int8Linear
 from ftrt.testing import check_method
 
-INT8_ERROR = "method 'lora': dora needs a float base"
-
 
 @pytest.mark.parametrize(
     "options",
@@ -25,6 +23,7 @@ INT8_ERROR = "method 'lora': dora needs a float base"
         {"rank": 8, "dropout": 0.2, "init": "gaussian"},
         {"rank": 8, "rslora": True, "targets": ["up", "down"]},
         {"rank": 4, "dora": True},
+        {"rank": 4, "dora": True, "dropout": 0.2},
     ],
 )
 def test_lora_keeps_the_method_contract(options):
@@ -64,14 +63,6 @@ def test_lora_options_reach_peft(rslora, scaling):
     assert isinstance(config.lora_alpha, int)
     model = peft.get_peft_model(nn.Sequential(nn.Linear(4, 4)), config)
     assert model.base_model.model[0].scaling == {"default": scaling}
-
-
-def test_dora_on_an_int8_base_is_an_error():
-    model = nn.Sequential(nn.Linear(8, 8))
-    quantize_linears(model, "per_channel", [])
-    with pytest.raises(UnsupportedError) as caught:
-        LoraMethod(LoraConfig(dora=True)).peft_config(model)
-    assert str(caught.value).startswith(INT8_ERROR)
 
 
 def test_lora_xs_spans_the_leading_singular_directions():

@@ -13,9 +13,7 @@ from pydantic import Field
 from torch import nn
 
 from ftrt.api import Method, PeftMethod, PluginConfig
-from ftrt.errors import UnsupportedError
 from ftrt.hookspecs import hookimpl
-from ftrt.nn import Int8Linear
 
 if TYPE_CHECKING:
     import peft
@@ -37,16 +35,14 @@ class LoraConfig(PluginConfig):
         "all-linear", description="Names, or last parts of names, of the layers to adapt."
     )
     rslora: bool = Field(False, description="Scale by alpha / sqrt(rank), stable at high ranks.")
-    dora: bool = Field(
-        False, description="Also train the magnitude of each output feature; float base only."
-    )
+    dora: bool = Field(False, description="Also train the magnitude of each output feature.")
     init: Literal["kaiming", "gaussian"] = Field(
         "kaiming", description="How A starts; B starts at zero."
     )
 
 
 class LoraMethod(PeftMethod):
-    """PEFT's LoRA; layers with one plain active adapter run the fused op."""
+    """PEFT's LoRA and DoRA; layers with one active adapter run the fused op."""
 
     name = "lora"
     source = "Hu et al. 2021, https://arxiv.org/abs/2106.09685"
@@ -55,19 +51,10 @@ class LoraMethod(PeftMethod):
     config: LoraConfig
 
     def peft_config(self, model: nn.Module) -> "peft.LoraConfig":
-        """PEFT's config of the same meaning.
-
-        Raises:
-            UnsupportedError: DoRA on an int8 base.
-        """
+        """PEFT's config of the same meaning."""
         import peft
 
         options = self.config
-        if options.dora and any(isinstance(module, Int8Linear) for module in model.modules()):
-            raise UnsupportedError(
-                "method 'lora': dora needs a float base, whose weight it normalises; got int8"
-                " layers. Remove `dora` or `quantization`"
-            )
         # PEFT annotates an integer and takes any number; its readers expect one without a dot
         whole = options.alpha.is_integer()
         alpha: Any = int(options.alpha) if whole else options.alpha
