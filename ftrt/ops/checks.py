@@ -7,8 +7,8 @@ Ops raise RuntimeError, as torch's own do; the compiled kernels can raise nothin
 __all__ = [
     "MAX_RANK",
     "check_bias",
+    "check_columns",
     "check_compute",
-    "check_depth",
     "check_dropout",
     "check_factors",
     "check_features",
@@ -58,15 +58,11 @@ def check_weight(op: str, qweight: Tensor, scale: Tensor, in_features: int) -> N
         fail(op, "scale and qweight must have the same out_features", got)
     if in_features == 0:
         fail(op, "in_features must be at least 1", got)
-    if scale.shape[1] == 0 or in_features % scale.shape[1] != 0:
-        fail(op, "groups must divide in_features", f"in_features {in_features}, {got}")
-
-
-def check_depth(op: str, qweight: Tensor, in_features: int) -> None:
-    """A packed qweight has the input features that are given beside it."""
     if (in_features + 3) // 4 != qweight.shape[1]:
         got = f"in_features {in_features}, {describe('qweight', qweight)}"
         fail(op, "qweight must have in_features input features", got)
+    if scale.shape[1] == 0 or in_features % scale.shape[1] != 0:
+        fail(op, "groups must divide in_features", f"in_features {in_features}, {got}")
 
 
 def check_per_channel(op: str, scale: Tensor) -> None:
@@ -157,6 +153,18 @@ def check_outliers(op: str, outliers: Tensor | None) -> None:
         fail(op, "outliers must be (columns) int64", describe("outliers", outliers))
 
 
+def check_columns(op: str, outliers: Tensor | None, in_features: int) -> None:
+    """The values of outliers on a CPU; reading them elsewhere would wait for the device."""
+    if outliers is None or not outliers.is_cpu:
+        return
+    previous = -1
+    for column in outliers.tolist():
+        if not previous < column < in_features:
+            rule = "outliers must be sorted, without repeats and below in_features"
+            fail(op, rule, f"{column} after {previous}, in_features {in_features}")
+        previous = column
+
+
 def check_factors(
     op: str, a: Tensor, b: Tensor, *, in_features: int, out_features: int, dtype: torch.dtype
 ) -> None:
@@ -177,7 +185,7 @@ def check_factors(
 
 def check_dropout(op: str, dropout: float, seed: Tensor | None) -> None:
     if not 0 <= dropout < 1 or math.isnan(dropout):
-        fail(op, "dropout must be at least 0 and below 1", str(dropout))
+        fail(op, "dropout must be at least 0 and below 1", f"{dropout:g}")
     if dropout > 0 and (seed is None or seed.dim() != 0 or seed.dtype != torch.int64):
         got = "None" if seed is None else describe("seed", seed)
         fail(op, "seed must be () int64 where dropout is above 0", got)

@@ -14,7 +14,6 @@ from torch import Tensor
 from ftrt.ops.autocast import cast_for_autocast
 from ftrt.ops.checks import (
     check_compute,
-    check_depth,
     check_features,
     check_per_channel,
     check_weight,
@@ -117,6 +116,7 @@ def _operands(x: Tensor, arguments: tuple[Tensor, ...]) -> Int8Operands:
 
 def _forward_reference(x: Tensor, *arguments: Any) -> Tensor:
     operands = _operands(x, arguments)
+    operands.check_values(_FORWARD, x)
     y = linear_rows(x.reshape(-1, x.shape[-1]), operands)
     return y.to(x.dtype).view(*x.shape[:-1], operands.scale.shape[0])
 
@@ -130,7 +130,6 @@ def _check_backward(
     grad: Tensor, qweight: Tensor, scale: Tensor, in_features: int, quantize: bool
 ) -> None:
     check_weight(_BACKWARD, qweight, scale, in_features)
-    check_depth(_BACKWARD, qweight, in_features)
     fits = grad.dim() > 0 and grad.shape[-1] == scale.shape[0]
     check_features(_BACKWARD, "grad", grad, "out_features", fits=fits, of=qweight)
     if quantize:

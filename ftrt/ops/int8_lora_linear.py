@@ -129,6 +129,7 @@ def _checked(
 
 def _forward_reference(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     operands, update = _checked(x, *arguments)
+    operands.check_values(_FORWARD, x)
     rows = x.reshape(-1, x.shape[-1])
     hidden = project(rows, update)
     y = add_update(linear_rows(rows, operands), hidden, update)

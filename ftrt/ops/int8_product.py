@@ -12,13 +12,14 @@ from torch.nn import functional as F
 
 from ftrt.ops.checks import (
     check_bias,
-    check_features,
+    check_columns,
+    check_float,
     check_outliers,
     check_quantized,
     check_row_major,
     check_weight,
 )
-from ftrt.ops.packing import DEPTH, dequantize_weight, pack_int8, unpack_int8
+from ftrt.ops.packing import dequantize_weight, pack_int8, unpack_int8
 from ftrt.ops.quantize_per_token import quantize_rows
 
 
@@ -36,13 +37,16 @@ class Int8Operands:
     def check(self, op: str, x: Tensor) -> None:
         """They fit each other and x."""
         in_features = x.shape[-1] if x.dim() else 0
-        fits = self.qweight.dim() != 4 or -(-in_features // DEPTH) == self.qweight.shape[1]
-        check_features(op, "x", x, "in_features", fits=fits, of=self.qweight)
         check_weight(op, self.qweight, self.scale, in_features)
+        check_float(op, "x", x)
         check_bias(op, self.bias, self.scale.shape[0])
         check_outliers(op, self.outliers)
         rows = math.prod(x.shape[:-1])
         check_quantized(op, self.xq, self.xscale, self.scale, rows=rows, in_features=in_features)
+
+    def check_values(self, op: str, x: Tensor) -> None:
+        """What only data can tell, which a fake tensor has none of."""
+        check_columns(op, self.outliers, x.shape[-1])
 
 
 def packed_weight(op: str, qweight: Tensor, in_features: int) -> Tensor:

@@ -33,6 +33,8 @@ def pack_int8(q: Tensor) -> Tensor:
     if q.dim() != 2 or q.dtype != torch.int8:
         fail("pack_int8", "q must be (out_features, in_features) int8", describe("q", q))
     out_features, in_features = q.shape
+    if q.numel() == 0:
+        return q.new_empty(-(-out_features // PANEL), -(-in_features // DEPTH), PANEL, DEPTH)
     rows = q.contiguous()
     if out_features % PANEL or in_features % DEPTH:
         rows = F.pad(rows, (0, -in_features % DEPTH, 0, -out_features % PANEL))

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from ftrt.ops.autocast import cast_for_autocast
-from ftrt.ops.checks import check_compute, check_float, check_outliers, describe, fail
+from ftrt.ops.checks import (
+    check_columns,
+    check_compute,
+    check_float,
+    check_outliers,
+    describe,
+    fail,
+)
 from ftrt.ops.registration import register, register_autocast
 
 _OP = "ftrt::quantize_per_token"
@@ -89,6 +96,7 @@ def _check(x: Tensor, outliers: Tensor | None) -> None:
 
 def _reference(x: Tensor, outliers: Tensor | None) -> tuple[Tensor, Tensor]:
     _check(x, outliers)
+    check_columns(_OP, outliers, x.shape[-1])
     rows = x.reshape(-1, x.shape[-1])
     if outliers is not None:
         rows = rows.index_fill(1, outliers, 0)

@@ -1,4 +1,4 @@
-"""Operands of the ops, and what the ops compute in float64: oracles that share no code with ftrt."""
+"""Operands of the ops, and what they compute in float64: oracles that share no code with them."""
 
 import functools
 from dataclasses import dataclass
@@ -97,7 +97,7 @@ class Layer:
         """What drop() multiplies x by, float64."""
         if self.dropout == 0:
             return torch.ones(rows, columns, dtype=torch.float64)
-        return kept(self.seed.item(), rows, columns, self.dropout) / (1 - self.dropout)
+        return kept(self.seed.item(), rows, columns, self.dropout).double() / (1 - self.dropout)
 
     def seen(self, x):
         """x as the big product sees it, and as the gradient of a does: rows, float64."""

@@ -1,4 +1,4 @@
-"""ftrt::lora_linear and ftrt::int8_lora_linear: values and gradients against float64, at each ISA."""
+"""lora_linear and int8_lora_linear: values and gradients against float64, at each ISA."""
 
 import pytest
 import torch

@@ -116,13 +116,10 @@ def test_any_layout_gives_rows(isa, x):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_the_references_take_every_float(dtype):
-    from ftrt.ops.quantize_per_channel import _reference as per_channel
-    from ftrt.ops.quantize_per_token import _reference as per_token
-
+def test_the_references_take_every_float(reference, dtype):
     x = randn(17, 65, dtype=dtype)
-    check_rows(*per_token(x, None), x)
-    q, scale = per_channel(x)
+    check_rows(*quantize_per_token(x), x)
+    q, scale = quantize_per_channel(x)
     check_rows(q, scale[:, 0], x)
 
 
@@ -185,7 +182,7 @@ def test_opcheck(outliers):
         ),
     ],
 )
-def test_what_is_no_float_matrix_is_an_error_with_its_shape(run, text):
+def test_what_is_no_float_matrix_is_an_error_with_its_shape(reference, run, text):
     with pytest.raises(RuntimeError) as caught:
         run()
     assert text in str(caught.value)
