@@ -9,6 +9,7 @@
 """
 
 import importlib.util
+import itertools
 import os
 import platform
 import re
@@ -16,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +33,8 @@ TORCH_TARGET_VERSION = "0x020b000000000000"
 
 # -ffp-contract: multiply and add in one instruction where the target has one; the default depends
 # on -std.
+# -fno-tree-pre: GCC's partial redundancy elimination stores every sum of a register tile to memory
+# in every step of its loop, which halves the speed.
 # -Wno-psabi: vectors wider than the target's registers stay inside inlined functions, so their ABI
 # does not matter.
 FLAGS = [
@@ -39,6 +43,7 @@ FLAGS = [
     "-fPIC",
     "-fvisibility=hidden",
     "-ffp-contract=fast",
+    "-fno-tree-pre",
     "-Wall",
     "-Wextra",
     "-Wno-psabi",
@@ -67,6 +72,7 @@ class IsaLevel:
     name: str
     macro: str
     flags: tuple[str, ...]
+    assembly: str = ""  # an instruction the assembler must know
 
 
 AVX2 = ("-mavx2", "-mfma")
@@ -85,13 +91,28 @@ X86_LEVELS = (
     IsaLevel("avx512", "FTRT_BUILD_AVX512", AVX512),
     IsaLevel("avx512_vnni", "FTRT_BUILD_AVX512_VNNI", VNNI),
     IsaLevel("avx512_bf16", "FTRT_BUILD_AVX512_BF16", BF16),
+    IsaLevel("amx", "FTRT_BUILD_AMX", AMX, "tilerelease"),
 )
 
 
-def isa_levels() -> tuple[IsaLevel, ...]:
+def target_levels() -> tuple[IsaLevel, ...]:
     """The levels beside `portable` that mean something for the machine compiled for."""
     is_x86 = platform.machine().lower() in ("x86_64", "amd64") and sys.maxsize > 2**32
     return X86_LEVELS if is_x86 else ()
+
+
+def isa_levels(compiler: str) -> tuple[IsaLevel, ...]:
+    """The target's levels up to the first one that `compiler` is too old for."""
+    return tuple(itertools.takewhile(lambda level: can_compile(compiler, level), target_levels()))
+
+
+def can_compile(compiler: str, level: IsaLevel) -> bool:
+    """Whether `compiler` knows the flags of `level`, and its assembler the instruction."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "probe.cpp"
+        source.write_text(f'int main() {{ __asm__ volatile("{level.assembly}"); }}\n')
+        command = [*compiler.split(), *level.flags, "-c", str(source), "-o", f"{folder}/probe.o"]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def find_compiler() -> str:
@@ -141,14 +162,15 @@ def find_ninja() -> str:
     return str(Path(ninja.BIN_DIR) / "ninja")
 
 
-def units(torch_version: str, torch_includes: list[Path]) -> list[Unit]:
+def units(
+    levels: tuple[IsaLevel, ...], torch_version: str, torch_includes: list[Path]
+) -> list[Unit]:
     """Every source of csrc with what it is compiled with. Only bindings/ sees torch's and Python's
     headers."""
     try:
         import pybind11
     except ImportError:
         raise CannotBuildError("pybind11 must be installed: pip install pybind11") from None
-    levels = isa_levels()
     macros = tuple(f"-D{level.macro}" for level in levels)
     own_flags = {f"_{level.name}": level.flags for level in levels}
     every_level = {f"_{level.name}" for level in X86_LEVELS}
@@ -186,9 +208,8 @@ def link_flags(torch_lib: Path) -> list[str]:
     return ["-shared", "-s", f"-L{torch_lib}", "-ltorch_cpu"]
 
 
-def write_ninja(build: Path, target: Path) -> None:
+def write_ninja(build: Path, target: Path, compiler: str, levels: tuple[IsaLevel, ...]) -> None:
     """Write build.ninja that makes `target` from csrc."""
-    compiler = find_compiler()
     version, torch_includes, torch_lib = torch_facts()
     lines = [
         "ninja_required_version = 1.8",
@@ -203,7 +224,7 @@ def write_ninja(build: Path, target: Path) -> None:
         "  description = link $out",
     ]
     objects = []
-    for unit in units(version, torch_includes):
+    for unit in units(levels, version, torch_includes):
         name = unit.source.relative_to(CSRC).with_suffix(".o")
         objects.append(str(name))
         folders = [f"-I{CSRC / 'include'}", *(f"-isystem{path}" for path in unit.includes)]
@@ -225,7 +246,15 @@ class BuildExtension(build_ext):
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         try:
             build = Path(self.build_temp).resolve() / "ftrt_C"
-            write_ninja(build, target)
+            compiler = find_compiler()
+            levels = isa_levels(compiler)
+            if left_out := [level.name for level in target_levels() if level not in levels]:
+                self.warn(
+                    f"ftrt._C is built without kernels for {', '.join(left_out)}: {compiler} does"
+                    f" not compile for {left_out[0]}. A newer compiler does (g++ 11 or clang++ 12"
+                    " for all)."
+                )
+            write_ninja(build, target, compiler, levels)
             target.parent.mkdir(parents=True, exist_ok=True)
             if subprocess.run([find_ninja(), "-C", str(build)], check=False).returncode != 0:
                 raise CannotBuildError(

@@ -27,7 +27,7 @@ uint64_t xcr0() {
 
 // Linux gives a process the 8 KB of tile state only when it asks (arch_prctl(2),
 // ARCH_REQ_XCOMP_PERM for XFEATURE_XTILEDATA); without, the first tile instruction kills it.
-bool may_use_tiles() {
+[[maybe_unused]] bool may_use_tiles() {
 #if defined(__linux__) && defined(__x86_64__)
   constexpr int kRequestPermission = 0x1023;
   constexpr int kTileData = 18;
@@ -48,14 +48,18 @@ CpuFeatures detect() {
   const uint64_t saved = xcr0();
   const bool ymm = (saved & 0x6) == 0x6;
   const bool zmm = ymm && (saved & 0xe0) == 0xe0;
-  const bool saves_tiles = (saved & 0x60000) == 0x60000;
+  [[maybe_unused]] const bool saves_tiles = (saved & 0x60000) == 0x60000;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return features;
   features.avx2 = ymm && fma && bit(b, 5);
   features.avx512 = zmm && features.avx2 && bit(b, 16) && bit(b, 30) && bit(b, 31);
   features.avx512_vnni = features.avx512 && bit(c, 11);
+#ifdef FTRT_EMULATE_AMX
+  features.amx_bf16 = features.amx_int8 = true;  // see amx_tiles.h
+#else
   const bool tiles = saves_tiles && bit(d, 24) && may_use_tiles();
   features.amx_bf16 = tiles && bit(d, 22);
   features.amx_int8 = tiles && bit(d, 25);
+#endif
   if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) features.avx512_bf16 = features.avx512 && bit(a, 5);
   return features;
 }
