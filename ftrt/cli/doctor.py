@@ -3,6 +3,7 @@
 __all__ = ["app"]
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +16,9 @@ app = typer.Typer()
 
 @app.command()
 def doctor(
+    run_dir: Annotated[
+        Path | None, typer.Argument(help="Also show how each layer of this run computes.")
+    ] = None,
     strict: Annotated[
         bool,
         typer.Option("--strict", help="End with code 6 for a plugin fault, 1 for another problem."),
@@ -25,14 +29,17 @@ def doctor(
 
     Shows versions, which implementation of each op runs where, compiler, processor, GPU, memory and
     cache, and imports every installed plugin. Each problem comes with its fix. The exit code is 0
-    whatever is found, unless --strict.
+    whatever is found, unless --strict. With a run folder, also a table of its layers: which are
+    int8, what they compute, with how many outlier columns and what error, and what ran them.
     """
     from ftrt.cli.diagnosis import diagnose
+    from ftrt.cli.run_layers import summary_of
 
+    run = {"run": summary_of(run_dir.expanduser())} if run_dir is not None else {}
     findings = diagnose()
     problems = [finding for finding in findings if finding.problem]
     emit(
-        {"healthy": not problems, "findings": [finding.to_json() for finding in findings]},
+        {"healthy": not problems, "findings": [finding.to_json() for finding in findings], **run},
         as_json=as_json,
         render=_show,
     )
@@ -56,3 +63,7 @@ def _show(answer: Mapping[str, Any]) -> None:
                 screen.print(f"    fix: {finding['fix']}")
     if answer["healthy"]:
         screen.print("no problem found", style="green")
+    if "run" in answer:
+        from ftrt.cli.run_layers import show_layers
+
+        show_layers(answer["run"])
