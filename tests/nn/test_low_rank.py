@@ -79,10 +79,11 @@ def test_what_the_base_trains_gets_its_gradient():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_zero_b_changes_nothing_to_the_last_bit(kind):
+def test_zero_b_changes_nothing(kind):
     base, a, b, _ = case(kind)
     x = torch.randn(5, 65)
-    assert torch.equal(lora_forward(base, x, a, torch.zeros_like(b), SCALING), base(x))
+    # A fused op may sum in another order than torch's linear.
+    assert_close(lora_forward(base, x, a, torch.zeros_like(b), SCALING), base(x), k=65)
 
 
 @pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16])
