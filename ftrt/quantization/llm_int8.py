@@ -10,6 +10,7 @@ Source: Dettmers et al. 2022, https://arxiv.org/abs/2208.07339, section 2.1.
 __all__ = [
     "format_config",
     "is_llm_int8",
+    "layer_bytes",
     "layer_tensors",
     "read_layer",
     "stored_layers",
@@ -155,6 +156,12 @@ def layer_tensors(layer: Int8Linear) -> dict[str, Tensor]:
     if layer.bias is not None:
         tensors["bias"] = layer.bias.detach().cpu().contiguous()
     return tensors
+
+
+def layer_bytes(layer: Int8Linear) -> int:
+    """Size of what `layer_tensors` gives; nothing is made."""
+    bias = 0 if layer.bias is None else layer.bias.nbytes
+    return layer.in_features * layer.out_features + 4 * layer.out_features + 1 + bias
 
 
 def format_config(float_linears: Sequence[str]) -> dict[str, Any]:
