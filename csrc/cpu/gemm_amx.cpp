@@ -4,9 +4,9 @@
 // of 16 packed rows, a tile of b is 16 steps of a panel. Every tile has the full size. What is
 // missing at the edges is zeros in scratch memory, never whatever lies behind a buffer.
 #include "amx_tiles.h"
+#include "dots_avx512_bf16.h"
 #include "gemm_block.h"
 #include "quantize_rows.h"
-#include "simd_avx512.h"
 
 namespace ftrt::cpu {
 namespace {
@@ -266,7 +266,7 @@ struct AmxGemm {
   }
 };
 
-using BlockF32 = BlockGemm<Avx512, Avx512F32, Avx512F32, Avx512F32, 14, 2>;
+using BlockF32 = BlockGemm<Avx512, Avx512F32, Avx512F32, Avx512Bf16, 14, 2>;
 constexpr GemmKernel kF32 = {14, &BlockF32::compute};
 constexpr GemmKernel kS8 = {kPairRows, &AmxGemm<AmxS8>::compute, kAmxMaxLeftBytes,
                             kAmxMaxSlicedCols};

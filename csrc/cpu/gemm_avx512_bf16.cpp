@@ -1,20 +1,11 @@
 // Compiled with the flags of AVX512-VNNI and -mavx512bf16.
+#include "dots_avx512_bf16.h"
 #include "dots_avx512_vnni.h"
 #include "gemm_block.h"
 #include "quantize_rows.h"
 
 namespace ftrt::cpu {
 namespace {
-
-// vdpbf16ps flushes subnormal inputs and results to zero and rounds to nearest even whatever the
-// mode.
-struct Avx512Bf16 : Avx512Lanes, Avx512Sums {
-  static constexpr Kind kKind = Kind::kBf16x2;
-  static constexpr bool kCorrects = false;
-  static Sum dot(Sum sum, Lanes a, Lanes b) {
-    return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
-  }
-};
 
 using BlockF32 = BlockGemm<Avx512, Avx512F32, Avx512F32, Avx512Bf16, 14, 2>;
 using BlockS8 = BlockGemm<Avx512, Avx512Vnni, Avx512F32, Avx512Bf16, 14, 2>;
