@@ -278,4 +278,5 @@ def extensions() -> list[Extension]:
     return [] if wanted == "0" else [Extension("ftrt._C", sources=[])]
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": BuildExtension})
+if __name__ == "__main__":  # tests/csrc imports the flags
+    setup(ext_modules=extensions(), cmdclass={"build_ext": BuildExtension})

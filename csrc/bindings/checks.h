@@ -100,19 +100,6 @@ inline void check_features(const char* op, const char* name, const Tensor& x, co
   }
 }
 
-inline void check_float_weight(const char* op, const char* name, const Tensor& x,
-                               const Tensor& weight) {
-  if (weight.dim() != 2 || weight.size(1) == 0) {
-    fail(op, "weight must be (out_features, in_features) with in_features at least 1",
-         describe("weight", weight));
-  }
-  if (weight.scalar_type() != x.scalar_type()) {
-    fail(op, std::string(name) + " and weight must have the same dtype",
-         describe(name, x) + ", " + describe("weight", weight));
-  }
-  check_on_cpu(op, "weight", weight);
-}
-
 inline void check_bias(const char* op, const Tensor& bias, int64_t out_features) {
   if (bias.dim() != 1 || bias.size(0) != out_features) {
     fail(op, "bias must be (out_features)",

@@ -134,9 +134,9 @@ std::tuple<Tensor, Tensor> quantize_per_token(Tensor x, Optional outliers) {
   Tensor scale = torch::stable::new_empty(x, std::vector<int64_t>{rows}, ScalarType::Float);
   const int64_t* columns = nullptr;
   if (outliers.has_value()) columns = static_cast<const int64_t*>(outliers->const_data_ptr());
-  quantize_rows(matrix.rows, features, type, columns, columns == nullptr ? 0 : outliers->size(0),
-                static_cast<int8_t*>(q.mutable_data_ptr()),
-                static_cast<float*>(scale.mutable_data_ptr()), torch_threads());
+  quantize_tokens(matrix.rows, features, type, columns, columns == nullptr ? 0 : outliers->size(0),
+                  static_cast<int8_t*>(q.mutable_data_ptr()),
+                  static_cast<float*>(scale.mutable_data_ptr()), torch_threads());
   return {q, scale};
 }
 
@@ -264,61 +264,6 @@ std::tuple<Tensor, Tensor, Tensor> int8_lora_linear_backward(
   return {result.dx, result.da, result.db};
 }
 
-std::tuple<Tensor, Tensor> lora_linear(Tensor x, Tensor weight, Optional bias, Tensor a, Tensor b,
-                                       double scaling, double dropout, Optional seed) {
-  constexpr const char* kOp = "ftrt::lora_linear";
-  LinearForward task = {};
-  task.type = element_of(kOp, "x", x);
-  check_float_weight(kOp, "x", x, weight);
-  const Tensor dense = torch::stable::contiguous(weight);
-  task.weight.dense = dense.const_data_ptr();
-  task.weight.out_features = weight.size(0);
-  task.weight.in_features = weight.size(1);
-  check_features(kOp, "x", x, "in_features", weight.size(1), weight, "weight");
-  const Matrix matrix = as_matrix(x, weight.size(1));
-  task.x = matrix.rows;
-  task.bias = float_bias(kOp, bias, weight.size(0));
-  const Factors factors = factors_of(kOp, a, b, scaling, dropout, seed, x.scalar_type(),
-                                     weight.size(1), weight.size(0));
-  task.update = factors.update;
-  Tensor h = torch::stable::new_empty(x, std::vector<int64_t>{task.x.rows, task.update.rank},
-                                      ScalarType::Float);
-  Tensor y = empty_result(x, weight.size(0));
-  task.h = static_cast<float*>(h.mutable_data_ptr());
-  task.y = y.mutable_data_ptr();
-  linear_forward(task, torch_threads());
-  return {y, h};
-}
-
-std::tuple<Tensor, Tensor, Tensor> lora_linear_backward(Tensor grad, Tensor x, Tensor h,
-                                                        Tensor weight, Tensor a, Tensor b,
-                                                        double scaling, double dropout,
-                                                        Optional seed, bool need_x, bool need_a,
-                                                        bool need_b) {
-  constexpr const char* kOp = "ftrt::lora_linear_backward";
-  LinearBackward task = {};
-  task.type = element_of(kOp, "grad", grad);
-  check_float_weight(kOp, "grad", grad, weight);
-  const Tensor dense = torch::stable::contiguous(weight);
-  task.weight.dense = dense.const_data_ptr();
-  task.weight.out_features = weight.size(0);
-  task.weight.in_features = weight.size(1);
-  check_features(kOp, "grad", grad, "out_features", weight.size(0), weight, "weight");
-  const Matrix matrix = as_matrix(grad, weight.size(0));
-  task.dy = matrix.rows;
-  const Factors factors = factors_of(kOp, a, b, scaling, dropout, seed, grad.scalar_type(),
-                                     weight.size(1), weight.size(0));
-  task.update = factors.update;
-  check_hidden(kOp, h, task.dy.rows, task.update.rank);
-  const Tensor hidden = torch::stable::contiguous(h);
-  task.h = static_cast<const float*>(hidden.const_data_ptr());
-  check_saved_input(kOp, x, grad, task.dy.rows, weight.size(1));
-  const Matrix input = as_matrix(x, weight.size(1));
-  task.x = input.rows;
-  const Gradients result = gradients(task, grad, a, b, need_x, need_a, need_b);
-  return {result.dx, result.da, result.db};
-}
-
 std::tuple<Tensor, Tensor> quantize_per_channel(Tensor weight) {
   constexpr const char* kOp = "ftrt::quantize_per_channel";
   if (weight.dim() != 2 || weight.size(1) == 0) {
@@ -335,9 +280,9 @@ std::tuple<Tensor, Tensor> quantize_per_channel(Tensor weight) {
   Tensor q = torch::stable::new_empty(weight, std::vector<int64_t>{out, weight.size(1)},
                                       ScalarType::Char);
   Tensor scale = torch::stable::new_empty(weight, std::vector<int64_t>{out, 1}, ScalarType::Float);
-  quantize_rows(matrix.rows, weight.size(1), type, nullptr, 0,
-                static_cast<int8_t*>(q.mutable_data_ptr()),
-                static_cast<float*>(scale.mutable_data_ptr()), torch_threads());
+  quantize_channels(matrix.rows, weight.size(1), type,
+                    static_cast<int8_t*>(q.mutable_data_ptr()),
+                    static_cast<float*>(scale.mutable_data_ptr()), torch_threads());
   return {q, scale};
 }
 
@@ -351,6 +296,4 @@ STABLE_TORCH_LIBRARY_IMPL(ftrt, CPU, m) {
   m.impl("int8_linear_dx", TORCH_BOX(&ftrt::bindings::int8_linear_dx));
   m.impl("int8_lora_linear", TORCH_BOX(&ftrt::bindings::int8_lora_linear));
   m.impl("int8_lora_linear_backward", TORCH_BOX(&ftrt::bindings::int8_lora_linear_backward));
-  m.impl("lora_linear", TORCH_BOX(&ftrt::bindings::lora_linear));
-  m.impl("lora_linear_backward", TORCH_BOX(&ftrt::bindings::lora_linear_backward));
 }

@@ -50,7 +50,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled kernels of ftrt: facts and switches. The ops themselves are torch.ops.ftrt.*";
   m.attr("ops") = pybind11::make_tuple(
       "quantize_per_channel", "quantize_per_token", "int8_linear", "int8_linear_dx",
-      "int8_lora_linear", "int8_lora_linear_backward", "lora_linear", "lora_linear_backward");
+      "int8_lora_linear", "int8_lora_linear_backward");
   m.def("cpu_features", &ftrt::bindings::features, "What this CPU can do, by feature name.");
   m.def(
       "built_isas", [] { return ftrt::bindings::names(ftrt::built_isas()); },

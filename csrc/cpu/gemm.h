@@ -91,13 +91,15 @@ struct Block {
   int64_t col, cols;
 };
 
-// A row of the packed a is at most this long: a block of it stays in the 1 MB (or larger) L2 cache
-// while the panels of b pass through.
-inline constexpr int64_t kMaxRows = 224;  // a multiple of every tile's rows
+// A row of the packed a holds at most this much of the depth; what is deeper comes in slices.
 inline constexpr int64_t kSliceBytes = 2048;
 // With a power-of-two distance all rows would share a few sets of the L1 cache.
 inline constexpr int64_t kRowPad = 64;
-inline constexpr int64_t kRowBytes = kSliceBytes + kRowPad;
+inline constexpr int64_t kMaxRowBytes = kSliceBytes + kRowPad;
+// The packed a of a block stays in an L2 cache of 1 MB while the panels of b pass through. A panel is
+// made once for all rows of a block, which costs about as much as ten rows of arithmetic.
+inline constexpr int64_t kMaxLeftBytes = 480 * 1024;
+inline constexpr int64_t kMaxRows = 448;
 // Columns of a block whose depth takes several slices; its sums wait in memory meanwhile.
 inline constexpr int64_t kMaxSlicedCols = 256;
 inline constexpr int64_t kMaxCols = 4096;
@@ -106,7 +108,8 @@ inline constexpr int64_t kLowSteps = 16;
 // Memory of one task; each part is 64-byte aligned. Block rows are rounded up to whole tiles, block
 // columns to kMaxPanels panels, the rank to kLowSteps lanes.
 struct Scratch {
-  uint8_t* left;        // (block rows, kRowBytes)
+  uint8_t* left;        // (block rows, row_bytes)
+  int64_t row_bytes;
   int32_t* correction;  // (block rows)
   uint8_t* right;       // kMaxPanels panels of a slice
   uint8_t* sums;        // (block rows, block columns) int32 or float32; one slice: (block rows, 32)
@@ -118,12 +121,12 @@ struct Scratch {
 struct GemmKernel {
   int64_t tile_rows;
   void (*compute)(const Gemm& gemm, const Block& block, const Scratch& scratch);
-  int64_t max_rows = kMaxRows;               // of a block
+  int64_t max_left_bytes = kMaxLeftBytes;    // of the packed a of a block
   int64_t max_sliced_cols = kMaxSlicedCols;  // of a block whose depth takes several slices
 };
 
-// Rows of numbers to quantize to int8, times col_scale (features) if that is given; quantize_rows in
-// ftrt/linear.h has the rule.
+// Rows of numbers to quantize to int8, times col_scale (features) if that is given; ftrt/linear.h has
+// the rule.
 struct QuantizeRows {
   const void* x;
   Element type;
@@ -132,6 +135,7 @@ struct QuantizeRows {
   const float* col_scale;
   const int64_t* outliers;
   int64_t outlier_count;
+  bool divides;  // by the scale, as weights are; else multiplies by its reciprocal
   int8_t* q;
   float* scale;
 };

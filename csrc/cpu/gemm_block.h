@@ -102,10 +102,10 @@ struct BlockGemm {
   static void pack_left(const Gemm& gemm, const Block& block, int64_t k, int64_t count,
                         const Scratch& scratch) {
     for (int64_t i = 0; i < block.rows; ++i) {
-      uint8_t* out = scratch.left + i * kRowBytes;
+      uint8_t* out = scratch.left + i * scratch.row_bytes;
       pack_left_row<Dot::kKind>(gemm.left, block.row + i, k, count, out);
       if constexpr (Dot::kCorrects) {
-        scratch.correction[i] = row_correction(reinterpret_cast<const int8_t*>(out), count);
+        scratch.correction[i] = Dot::correction(out, count);
       }
     }
   }
@@ -128,8 +128,8 @@ struct BlockGemm {
     const int64_t steps = (count + lane_depth(Dot::kKind) - 1) / lane_depth(Dot::kKind);
     const uint8_t* b[kCount];
     for (int p = 0; p < kCount; ++p) {
-      b[p] = pack_panel<Dot::kKind>(gemm, k, count, block.col + j + p * kPanelCols,
-                                    scratch.right + p * (kSliceBytes / 4) * kPanelBytes);
+      b[p] = pack_panel<Set, Dot::kKind>(gemm, k, count, block.col + j + p * kPanelCols,
+                                         scratch.right + p * (kSliceBytes / 4) * kPanelBytes);
     }
     const bool is_first = k == 0;
     const bool is_last = k + count == gemm.depth;
@@ -144,8 +144,8 @@ struct BlockGemm {
         stride = sums_stride;
       }
       Tile<Dot, kRows, kCount>::slice_for(rows)(
-          scratch.left + i * kRowBytes, kRowBytes, b[0], kCount > 1 ? b[kCount - 1] - b[0] : 0,
-          steps, scratch.correction + i, sums, stride, !is_first);
+          scratch.left + i * scratch.row_bytes, scratch.row_bytes, b[0],
+          kCount > 1 ? b[kCount - 1] - b[0] : 0, steps, scratch.correction + i, sums, stride, !is_first);
       if (is_last) {
         for (int p = 0; p < kCount; ++p) {
           finish(gemm, block, scratch, i, rows, j + p * kPanelCols, sums + p * kPanelCols, stride);

@@ -45,7 +45,7 @@ struct Schedule {
   const Gemm* gemm;
   const GemmKernel* kernel;
   uint8_t* memory;
-  int64_t worker_bytes;
+  int64_t worker_bytes, row_bytes;
   int64_t left_bytes, correction_bytes, sums_bytes, low_left_bytes, low_right_bytes;
   int64_t block_rows, block_cols;
   int64_t col_blocks, tasks;
@@ -54,29 +54,31 @@ struct Schedule {
 
 constexpr int64_t kRightBytes = kMaxPanels * (kSliceBytes / 4) * kPanelBytes;
 
-// Blocks small enough that every thread gets some. Rows are cut first, down to a few tiles: that
-// repeats the reading of b; then columns, which repeats the copying of a.
+// Blocks of many rows, since each block of rows makes the panels of b anew; columns are cut until
+// there are enough blocks, which only repeats the copying of a.
 void plan(Schedule& schedule, int64_t threads) {
   const Gemm& gemm = *schedule.gemm;
-  const int64_t unit = schedule.kernel->tile_rows;
-  const bool is_sliced = gemm.depth * 4 / lane_depth(gemm.kind) > kSliceBytes;
-  const int64_t max_cols = is_sliced ? schedule.kernel->max_sliced_cols : kMaxCols;
+  const GemmKernel& kernel = *schedule.kernel;
+  const int64_t depth_bytes = round_up(ceil_div(gemm.depth, lane_depth(gemm.kind)) * 4, 64);
+  const bool is_sliced = depth_bytes > kSliceBytes;
+  schedule.row_bytes = std::min(depth_bytes, kSliceBytes) + kRowPad;
+  const int64_t max_rows = std::min(kMaxRows, kernel.max_left_bytes / schedule.row_bytes);
+  const int64_t max_cols = is_sliced ? kernel.max_sliced_cols : kMaxCols;
   const int64_t tile_cols = kMaxPanels * kPanelCols;
-  const int64_t wanted = threads == 1 ? 1 : 2 * threads;
-  const int64_t limit =
-      std::clamp(round_up(ceil_div(gemm.rows, wanted), unit), 4 * unit, schedule.kernel->max_rows);
-  schedule.block_rows = even_block(gemm.rows, limit, unit);
+  schedule.block_rows = even_block(gemm.rows, max_rows, kernel.tile_rows);
   schedule.block_cols = even_block(gemm.cols, max_cols, tile_cols);
   const int64_t row_blocks = ceil_div(gemm.rows, schedule.block_rows);
+  // several blocks a thread, so that one that is held up is helped by the others
+  const int64_t wanted = threads == 1 ? 1 : 6 * threads;
   if (row_blocks * ceil_div(gemm.cols, schedule.block_cols) < wanted) {
-    const int64_t share = std::max(gemm.cols / ceil_div(wanted, row_blocks), tile_cols);
+    const int64_t share = std::max(gemm.cols / ceil_div(wanted, row_blocks), 2 * tile_cols);
     schedule.block_cols = even_block(gemm.cols, std::min(share, max_cols), tile_cols);
   }
   schedule.col_blocks = ceil_div(gemm.cols, schedule.block_cols);
   schedule.tasks = row_blocks * schedule.col_blocks;
   const int64_t low_steps =
       round_up(ceil_div(gemm.epilogue.rank, lane_depth(gemm.low_kind)), kLowSteps);
-  schedule.left_bytes = schedule.block_rows * kRowBytes;
+  schedule.left_bytes = schedule.block_rows * schedule.row_bytes;
   schedule.correction_bytes = round_up(schedule.block_rows * 4, 64);
   schedule.sums_bytes = schedule.block_rows * (is_sliced ? schedule.block_cols : tile_cols) * 4;
   schedule.low_left_bytes = round_up(schedule.block_rows * low_steps * 4, 64);
@@ -96,6 +98,7 @@ Scratch scratch_of(const Schedule& schedule, int64_t worker) {
   };
   Scratch scratch;
   scratch.left = take(schedule.left_bytes);
+  scratch.row_bytes = schedule.row_bytes;
   scratch.correction = reinterpret_cast<int32_t*>(take(schedule.correction_bytes));
   scratch.right = take(kRightBytes);
   scratch.sums = take(schedule.sums_bytes);

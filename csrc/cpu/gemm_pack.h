@@ -24,7 +24,8 @@ inline uint16_t to_bf16(float value) {
 
 // bfloat16 of sixteen floats in the low halves of the lanes.
 inline void round_to_bf16(const Floats16& value, Words16& out) {
-  const Words16 bits = reinterpret_cast<const Words16&>(value);
+  Words16 bits;
+  std::memcpy(&bits, &value, 64);
   const Words16 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const Words16 quiet = (bits >> 16) | 0x40u;
   const auto is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
@@ -73,13 +74,6 @@ inline void left_row(const Left& left, int64_t row, int64_t k, int64_t count, fl
   if (left.dropout.threshold != 0) drop(left.dropout, row, k, count, out);
 }
 
-// 128 times the sum of a row: what the kind kS8x4 must subtract, see Avx512Vnni.
-inline int32_t row_correction(const int8_t* row, int64_t count) {
-  int32_t sum = 0;
-  for (int64_t i = 0; i < count; ++i) sum += row[i];
-  return 128 * sum;
-}
-
 // One row of the packed a: `count` values of kind kKind, then zeros up to 64 bytes.
 template <Kind kKind>
 void pack_left_row(const Left& left, int64_t row, int64_t k, int64_t count, uint8_t* out) {
@@ -108,29 +102,42 @@ void pack_left_row(const Left& left, int64_t row, int64_t k, int64_t count, uint
   std::memset(out + bytes, 0, static_cast<size_t>(whole - bytes));
 }
 
-// The 64 bytes of int8 weights that are 16 columns of b by 4 of its depth: lane j is column j.
-inline void load_quad(const Right& right, int64_t k, int64_t col, Ints16& quad) {
-  const int8_t* q = static_cast<const int8_t*>(right.data);
+// 64 bytes of int8 weights, 4 out_features by 16 in_features from 16 out_features by 4: in four
+// steps of a packed weight, which follow each other, to four steps of the other direction.
+//   in, out: 256 bytes
+inline void transpose_quads(const uint8_t* in, uint8_t* out) {
+  for (int j = 0; j < 4; ++j) {
+    for (int i = 0; i < 4; ++i) {
+      Bytes16 chunk;
+      std::memcpy(&chunk, in + i * 64 + j * 16, 16);
+#if defined(__clang__) || __GNUC__ >= 12
+      chunk = __builtin_shufflevector(chunk, chunk, 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7,
+                                      11, 15);
+#else
+      chunk = __builtin_shuffle(
+          chunk, (Bytes16){0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15});
+#endif
+      std::memcpy(out + j * 64 + i * 16, &chunk, 16);
+    }
+  }
+}
+
+// Four steps of 16 columns of b, for depths k.. k + 15 (from a multiple of 16 on), as packed int8.
+template <class Set>
+void load_quads(const Right& right, int64_t k, int64_t col, uint8_t* quads) {
+  const uint8_t* q = static_cast<const uint8_t*>(right.data);
   if (right.layout == Right::Layout::kInt8Forward) {
-    std::memcpy(&quad, q + (col / 16 * right.panel_steps + k / 4) * 64, 64);
+    const int64_t left = (right.panel_steps - k / 4) * 64;
+    q += (col / 16 * right.panel_steps + k / 4) * 64;
+    std::memcpy(quads, q, static_cast<size_t>(left < 256 ? left : 256));
     return;
   }
-  // four chunks of 4 out_features by 4 in_features, each transposed
-  const int8_t* chunks = q + (k / 16 * right.panel_steps + col / 4) * 64 + k / 4 % 4 * 16;
-  const int64_t left = right.panel_steps - col / 4;
-  Bytes16* out = reinterpret_cast<Bytes16*>(&quad);
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    Bytes16 chunk = {};
-    if (i < left) std::memcpy(&chunk, chunks + i * 64, 16);
-#if defined(__clang__) || __GNUC__ >= 12
-    out[i] = __builtin_shufflevector(chunk, chunk, 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11,
-                                     15);
-#else
-    out[i] = __builtin_shuffle(chunk, (Bytes16){0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11,
-                                                15});
-#endif
-  }
+  const int64_t left = (right.panel_steps - col / 4) * 64;
+  q += (k / 16 * right.panel_steps + col / 4) * 64;
+  if (left >= 256) return Set::transpose_quads(q, quads);
+  alignas(64) uint8_t last[256] = {};
+  std::memcpy(last, q, static_cast<size_t>(left));
+  Set::transpose_quads(last, quads);
 }
 
 // The scales of 16 weights: columns [col, col + 16) of b at depth k; 0 where there is no weight.
@@ -210,8 +217,10 @@ inline void store_bf16_pair(const Floats16& low, const Floats16& high, uint8_t* 
 
 // The same for values that bfloat16 holds exactly.
 inline void store_exact_pair(const Floats16& low, const Floats16& high, uint8_t* out) {
-  const Words16 pair =
-      (reinterpret_cast<const Words16&>(low) >> 16) | reinterpret_cast<const Words16&>(high);
+  Words16 a, b;
+  std::memcpy(&a, &low, 64);
+  std::memcpy(&b, &high, 64);
+  const Words16 pair = (a >> 16) | b;
   std::memcpy(out, &pair, 64);
 }
 
@@ -249,16 +258,19 @@ void pack_float_panel(const Right& right, int64_t k, int64_t count, int64_t col,
 }
 
 // A panel of int8 weights: `steps` lanes of kKind for depths k.. and columns [col, col + 16).
-template <Kind kKind>
+template <class Set, Kind kKind>
 void pack_int8_panel(const Gemm& gemm, int64_t k, int64_t count, int64_t col, uint8_t* out) {
   const Right& right = gemm.right;
+  if constexpr (kKind == Kind::kS8x4) {
+    for (int64_t i = 0; i < count; i += 16, out += 256) load_quads<Set>(right, k + i, col, out);
+    return;
+  }
+  alignas(64) uint8_t quads[256] = {};
   for (int64_t i = 0; i < count; i += 4) {
+    if (i % 16 == 0) load_quads<Set>(right, k + i, col, quads);
     Ints16 quad;
-    load_quad(right, k + i, col, quad);
-    if constexpr (kKind == Kind::kS8x4) {
-      std::memcpy(out, &quad, 64);
-      out += 64;
-    } else if constexpr (kKind == Kind::kS16x2) {
+    std::memcpy(&quad, quads + i % 16 * 16, 64);
+    if constexpr (kKind == Kind::kS16x2) {
       const Ints16 mask = Ints16{} + 0xffff;
       const Ints16 first = (((quad << 24) >> 24) & mask) | (((quad << 16) >> 8) & ~mask);
       const Ints16 second = (((quad << 8) >> 24) & mask) | ((quad >> 8) & ~mask);
@@ -295,7 +307,7 @@ void pack_int8_panel(const Gemm& gemm, int64_t k, int64_t count, int64_t col, ui
 }
 
 // Lanes of one panel, and where they are: packed int8 weights need no copy for kS8x4 forward.
-template <Kind kKind>
+template <class Set, Kind kKind>
 const uint8_t* pack_panel(const Gemm& gemm, int64_t k, int64_t count, int64_t col, uint8_t* out) {
   const Right& right = gemm.right;
   const bool is_int8 = right.layout == Right::Layout::kInt8Forward ||
@@ -305,7 +317,7 @@ const uint8_t* pack_panel(const Gemm& gemm, int64_t k, int64_t count, int64_t co
       return static_cast<const uint8_t*>(right.data) +
              (col / 16 * right.panel_steps + k / 4) * 64;
     }
-    pack_int8_panel<kKind>(gemm, k, count, col, out);
+    pack_int8_panel<Set, kKind>(gemm, k, count, col, out);
   } else if constexpr (kKind == Kind::kF32 || kKind == Kind::kBf16x2) {
     pack_float_panel<kKind>(right, k, count, col, gemm.cols - col, out);
   }

@@ -109,8 +109,10 @@ struct Finish {
       Tile<Low, kRows, 1>::multiply(e.low_left, e.low_stride, e.low_right, e.low_panel, e.low_steps,
                                     value);
       if (e.dropout != nullptr) {
+#pragma GCC unroll 16
         for (int i = 0; i < kRows; ++i) {
           const uint32_t key = dropout_row_key(*e.dropout, e.row + i);
+#pragma GCC unroll 4
           for (int v = 0; v < kVectors; ++v) {
             value[i][v] = Set::keep(value[i][v], key, e.col + v * Set::kWidth, *e.dropout);
           }

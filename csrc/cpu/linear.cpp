@@ -58,18 +58,9 @@ float dequantized(const Weight& weight, int64_t n, int64_t k) {
   return static_cast<float>(weight.q[at]) * weight.scale[n * weight.groups + group];
 }
 
-bool is_int8(const Weight& weight) { return weight.q != nullptr; }
-
 // W as the right operand of x Wᵀ or of dy W.
-Right weight_operand(const Weight& weight, Element type, bool is_forward) {
+Right weight_operand(const Weight& weight, bool is_forward) {
   Right right;
-  if (!is_int8(weight)) {
-    right.layout = is_forward ? Right::Layout::kColumns : Right::Layout::kRows;
-    right.data = weight.dense;
-    right.type = type;
-    right.stride = weight.in_features;
-    return right;
-  }
   right.layout = is_forward ? Right::Layout::kInt8Forward : Right::Layout::kInt8Backward;
   right.data = weight.q;
   right.type = Element::kInt8;
@@ -135,8 +126,8 @@ std::unique_ptr<float[], Free> forward_factor(const LinearForward& task) {
   const int64_t rank = task.update.rank;
   const int64_t out = task.weight.out_features;
   auto factor = buffer<float>((rank + task.quantized.outlier_count) * out);
-  for (int64_t n = 0; n < out; ++n) {
-    for (int64_t r = 0; r < rank; ++r) {
+  for (int64_t r = 0; r < rank; ++r) {
+    for (int64_t n = 0; n < out; ++n) {
       factor[r * out + n] =
           task.update.scaling * read_float(task.update.b, task.type, n * rank + r);
     }
@@ -171,7 +162,7 @@ void input_gradient(const LinearBackward& task, const float* ds, const Threads& 
   const int64_t rows = task.dy.rows;
   Gemm gemm = product(rows, weight.out_features, weight.in_features, task.type);
   gemm.left = rows_operand(task.dy, task.type);
-  gemm.right = weight_operand(weight, task.type, false);
+  gemm.right = weight_operand(weight, false);
   std::unique_ptr<int8_t[], Free> dzq;
   std::unique_ptr<float[], Free> dz_scale;
   if (task.quantized.scale != nullptr) {
@@ -189,7 +180,7 @@ void input_gradient(const LinearBackward& task, const float* ds, const Threads& 
     gemm.left = rows_operand({dzq.get(), rows, weight.out_features}, Element::kInt8);
     gemm.kind = cpu::int8_kind();
     gemm.epilogue.row_scale = dz_scale.get();
-  } else if (is_int8(weight) && weight.groups == 1) {
+  } else if (weight.groups == 1) {
     gemm.left.depth_scale = weight.scale;
   }
   std::unique_ptr<float[], Free> a;
@@ -280,13 +271,13 @@ void linear_forward(const LinearForward& task, const Threads& threads) {
   const Weight& weight = task.weight;
   Gemm gemm = product(task.x.rows, weight.in_features, weight.out_features, task.type);
   gemm.left = rows_operand(task.x, task.type);
-  gemm.right = weight_operand(weight, task.type, true);
+  gemm.right = weight_operand(weight, true);
   if (task.quantized.q != nullptr) {
     gemm.left = rows_operand({task.quantized.q, task.x.rows, weight.in_features}, Element::kInt8);
     gemm.kind = cpu::int8_kind();
     gemm.epilogue.row_scale = task.quantized.scale;
   }
-  if (is_int8(weight) && weight.groups == 1) gemm.epilogue.col_scale = weight.scale;
+  if (weight.groups == 1) gemm.epilogue.col_scale = weight.scale;
   gemm.epilogue.bias = task.bias;
   std::unique_ptr<float[], Free> factor;
   const int64_t columns = task.update.rank + task.quantized.outlier_count;
@@ -312,18 +303,18 @@ void linear_backward(const LinearBackward& task, const Threads& threads) {
   if (has_update && task.db != nullptr) gradient_of_b(task, threads);
 }
 
-void quantize_rows(const Rows& x, int64_t features, Element type, const int64_t* outliers,
-                   int64_t outlier_count, int8_t* q, float* scale, const Threads& threads) {
-  cpu::QuantizeRows task = {};
-  task.x = x.data;
-  task.type = type;
-  task.stride = x.stride;
-  task.features = features;
-  task.outliers = outliers;
-  task.outlier_count = outlier_count;
-  task.q = q;
-  task.scale = scale;
-  cpu::run_quantize(task, x.rows, threads);
+void quantize_tokens(const Rows& x, int64_t features, Element type, const int64_t* outliers,
+                     int64_t outlier_count, int8_t* q, float* scale, const Threads& threads) {
+  cpu::run_quantize({x.data, type, x.stride, features, nullptr, outliers, outlier_count, false, q,
+                     scale},
+                    x.rows, threads);
+}
+
+void quantize_channels(const Rows& weight, int64_t features, Element type, int8_t* q, float* scale,
+                       const Threads& threads) {
+  cpu::run_quantize({weight.data, type, weight.stride, features, nullptr, nullptr, 0, true, q,
+                     scale},
+                    weight.rows, threads);
 }
 
 }  // namespace ftrt

@@ -7,44 +7,48 @@
 namespace ftrt::cpu {
 namespace {
 
-inline constexpr int64_t kQuantizeChunk = 512;
+typedef int16_t Shorts16 __attribute__((vector_size(32)));
 
-// Sixteen values, times their column's scale.
-inline void quantize_input(const QuantizeRows& task, int64_t row, int64_t k, int64_t count,
-                           float* out) {
-  widen_row(element_at(task.x, task.type, row * task.stride + k), task.type, count, out);
-  if (task.col_scale != nullptr) {
-    for (int64_t i = 0; i < count; ++i) out[i] *= task.col_scale[k + i];
+// Sixteen values of a row from column k on, times their columns' scales; 0 past the row's end.
+inline void quantize_input(const QuantizeRows& task, const uint8_t* row, int64_t k,
+                           Floats16& out) {
+  const uint8_t* from = element_at(row, task.type, k);
+  if (task.features - k >= 16) {
+    widen16(from, task.type, out);
+    if (task.col_scale == nullptr) return;
+    Floats16 scale;
+    std::memcpy(&scale, task.col_scale + k, 64);
+    out *= scale;
+    return;
   }
+  float values[16] = {};
+  widen_row(from, task.type, task.features - k, values);
+  for (int64_t i = 0; task.col_scale != nullptr && i < task.features - k; ++i) {
+    values[i] *= task.col_scale[k + i];
+  }
+  std::memcpy(&out, values, 64);
 }
 
-// Zeroes the outlier columns among [k, k + count); `next` is the first one not passed yet.
-inline void zero_outliers(const QuantizeRows& task, int64_t k, int64_t count, int64_t& next,
-                          float* values) {
-  for (; next < task.outlier_count && task.outliers[next] < k + count; ++next) {
+// Zeroes the outlier columns among [k, k + 16); `next` is the first one not passed yet.
+inline void zero_outliers(const QuantizeRows& task, int64_t k, int64_t& next, Floats16& values) {
+  for (; next < task.outlier_count && task.outliers[next] < k + 16; ++next) {
     values[task.outliers[next] - k] = 0.0f;
   }
 }
 
 // max |x| of a row. A NaN is the largest: as bits, positive floats are ordered like whole numbers
 // and NaNs stand above infinity.
-inline float row_maximum(const QuantizeRows& task, int64_t row) {
-  typedef int32_t Bits __attribute__((vector_size(64)));
-  Bits most = {};
+inline float row_maximum(const QuantizeRows& task, const uint8_t* row) {
+  Ints16 most = {};
   int64_t next = 0;
-  for (int64_t k = 0; k < task.features; k += kQuantizeChunk) {
-    const int64_t left = task.features - k;
-    const int64_t count = left < kQuantizeChunk ? left : kQuantizeChunk;
-    alignas(64) float values[kQuantizeChunk];
-    quantize_input(task, row, k, count, values);
-    for (int64_t i = count; i % 16 != 0; ++i) values[i] = 0.0f;
-    zero_outliers(task, k, count, next, values);
-    for (int64_t i = 0; i < count; i += 16) {
-      Bits bits;
-      std::memcpy(&bits, values + i, 64);
-      bits &= 0x7fffffff;
-      most = bits > most ? bits : most;
-    }
+  for (int64_t k = 0; k < task.features; k += 16) {
+    Floats16 values;
+    quantize_input(task, row, k, values);
+    if (next < task.outlier_count) zero_outliers(task, k, next, values);
+    Ints16 bits;
+    std::memcpy(&bits, &values, 64);
+    bits &= 0x7fffffff;
+    most = bits > most ? bits : most;
   }
   int32_t bits = 0;
   for (int i = 0; i < 16; ++i) bits = most[i] > bits ? most[i] : bits;
@@ -53,36 +57,44 @@ inline float row_maximum(const QuantizeRows& task, int64_t row) {
   return maximum;
 }
 
-// q = round(x / scale), halves to even, within -127..127. Adding and subtracting 1.5 · 2^23 rounds
-// a float below 2^22 to a whole number as the FPU's default mode does.
-inline void quantize_row(const QuantizeRows& task, int64_t row) {
+// q = round(x / scale), halves to even, within -127..127. Adding 1.5 · 2^23 rounds a float below
+// 2^22 to a whole number, as the FPU's default mode does, and leaves it in the low bits.
+inline void quantize_row(const QuantizeRows& task, int64_t index) {
+  const uint8_t* row = element_at(task.x, task.type, index * task.stride);
   const float maximum = row_maximum(task, row);
   float scale = maximum / 127.0f;
   // zero, or less than the smallest float32: everything rounds to 0
   if (scale == 0.0f) scale = 1.0f;
-  task.scale[row] = scale;
-  // NaN or infinite: q is arbitrary, the scale makes the row's results NaN
-  const bool is_finite = maximum <= 3.4028234e38f;
-  int8_t* out = task.q + row * task.features;
+  task.scale[index] = scale;
+  int8_t* out = task.q + index * task.features;
+  if (!(maximum <= 3.4028234e38f)) {
+    // NaN or infinite: the scale makes whatever is computed from the row NaN
+    std::memset(out, 0, static_cast<size_t>(task.features));
+    return;
+  }
+  constexpr float kSmallestNormal = 1.17549435e-38f;
+  constexpr float kRound = 12582912.0f;
+  // a subnormal's reciprocal may be infinite
+  const bool divides = task.divides || scale < kSmallestNormal;
+  const float inverse = 1.0f / scale;
   int64_t next = 0;
-  for (int64_t k = 0; k < task.features; k += kQuantizeChunk) {
-    const int64_t left = task.features - k;
-    const int64_t count = left < kQuantizeChunk ? left : kQuantizeChunk;
-    alignas(64) float values[kQuantizeChunk];
-    quantize_input(task, row, k, count, values);
-    zero_outliers(task, k, count, next, values);
-    if (!is_finite) {
-      std::memset(out + k, 0, static_cast<size_t>(count));
-      continue;
-    }
-    constexpr float kRound = 12582912.0f;
-    for (int64_t i = 0; i < count; ++i) values[i] = values[i] / scale;
-    for (int64_t i = 0; i < count; ++i) {
-      float level = values[i] + kRound;
-      level -= kRound;
-      level = level < -127.0f ? -127.0f : level;
-      level = level > 127.0f ? 127.0f : level;
-      out[k + i] = static_cast<int8_t>(static_cast<int32_t>(level));
+  for (int64_t k = 0; k < task.features; k += 16) {
+    Floats16 values;
+    quantize_input(task, row, k, values);
+    if (next < task.outlier_count) zero_outliers(task, k, next, values);
+    values = divides ? values / scale : values * inverse;
+    values = values < -127.0f ? Floats16{} - 127.0f : values;
+    values = values > 127.0f ? Floats16{} + 127.0f : values;
+    const Floats16 rounded = values + kRound;
+    Ints16 bits;
+    std::memcpy(&bits, &rounded, 64);
+    // low halves, then low bytes: two conversions that have instructions
+    const Bytes16 bytes =
+        __builtin_convertvector(__builtin_convertvector(bits, Shorts16), Bytes16);
+    if (task.features - k >= 16) {
+      std::memcpy(out + k, &bytes, 16);
+    } else {
+      std::memcpy(out + k, &bytes, static_cast<size_t>(task.features - k));
     }
   }
 }

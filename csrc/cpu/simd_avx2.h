@@ -3,7 +3,7 @@
 
 #include <immintrin.h>
 
-#include "gemm.h"
+#include "gemm_pack.h"
 
 namespace ftrt::cpu {
 namespace {
@@ -11,6 +11,10 @@ namespace {
 struct Avx2 {
   static constexpr int kWidth = 8;
   using Floats = __m256;
+
+  static void transpose_quads(const uint8_t* in, uint8_t* out) {
+    cpu::transpose_quads(in, out);
+  }
 
   static Floats load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, Floats v) { _mm256_storeu_ps(p, v); }

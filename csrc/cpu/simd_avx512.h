@@ -13,6 +13,24 @@ struct Avx512 {
   static constexpr int kWidth = 16;
   using Floats = __m512;
 
+  // transpose_quads of gemm_pack.h: 4 x 4 bytes within each 16, then 4 x 4 of the sixteens.
+  static void transpose_quads(const uint8_t* in, uint8_t* out) {
+    const __m512i order = _mm512_broadcast_i32x4(
+        _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    const __m512i a = _mm512_shuffle_epi8(_mm512_loadu_si512(in), order);
+    const __m512i b = _mm512_shuffle_epi8(_mm512_loadu_si512(in + 64), order);
+    const __m512i c = _mm512_shuffle_epi8(_mm512_loadu_si512(in + 128), order);
+    const __m512i d = _mm512_shuffle_epi8(_mm512_loadu_si512(in + 192), order);
+    const __m512i ab_even = _mm512_shuffle_i32x4(a, b, 0x88);
+    const __m512i ab_odd = _mm512_shuffle_i32x4(a, b, 0xdd);
+    const __m512i cd_even = _mm512_shuffle_i32x4(c, d, 0x88);
+    const __m512i cd_odd = _mm512_shuffle_i32x4(c, d, 0xdd);
+    _mm512_storeu_si512(out, _mm512_shuffle_i32x4(ab_even, cd_even, 0x88));
+    _mm512_storeu_si512(out + 64, _mm512_shuffle_i32x4(ab_odd, cd_odd, 0x88));
+    _mm512_storeu_si512(out + 128, _mm512_shuffle_i32x4(ab_even, cd_even, 0xdd));
+    _mm512_storeu_si512(out + 192, _mm512_shuffle_i32x4(ab_odd, cd_odd, 0xdd));
+  }
+
   static Floats load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, Floats v) { _mm512_storeu_ps(p, v); }
   static Floats to_floats(const float* sums) { return _mm512_loadu_ps(sums); }

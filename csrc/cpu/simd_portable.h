@@ -3,7 +3,7 @@
 
 #include <cstring>
 
-#include "gemm.h"
+#include "gemm_pack.h"
 
 namespace ftrt::cpu {
 namespace {
@@ -12,6 +12,10 @@ struct Portable {
   static constexpr int kWidth = 4;
   typedef float Floats __attribute__((vector_size(16)));
   typedef int32_t Ints __attribute__((vector_size(16)));
+
+  static void transpose_quads(const uint8_t* in, uint8_t* out) {
+    cpu::transpose_quads(in, out);
+  }
 
   static Floats load(const float* p) {
     Floats v;

@@ -5,7 +5,7 @@ instruction set the CPU has or the one `FTRT_CPU_ISA` names; otherwise the refer
 reason and the fix.
 """
 
-__all__ = ["EXTENSION", "OPS", "Extension", "implementation_report"]
+__all__ = ["EXTENSION", "OPS", "TORCH_OPS", "Extension", "implementation_report"]
 
 import importlib
 import importlib.util
@@ -26,9 +26,11 @@ OPS = (
     "int8_linear_dx",
     "int8_lora_linear",
     "int8_lora_linear_backward",
-    "lora_linear",
-    "lora_linear_backward",
 )
+
+# Ops whose reference is the implementation: their large product is a float one, which torch's own
+# library computes as fast as the CPU can.
+TORCH_OPS = ("lora_linear", "lora_linear_backward")
 
 _REBUILD = (
     "with a C++ compiler (g++ or clang++) on PATH, in the source tree: FTRT_BUILD=1 pip install"
@@ -93,7 +95,7 @@ def implementation_report() -> dict[str, Any]:
 
     Returns:
         One entry an op, the instruction set ("amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2",
-        "portable") or "reference", and:
+        "portable"), "reference", or "torch" for an op that needs no kernel of its own, and:
         `extension` (path or None), `reason` and `fix` (why it is not used; empty if it is),
         `cpu_features` (names), `usable_isas`, `compiler`, `built_with_torch`. Tensors on other
         devices use the reference.
@@ -102,6 +104,7 @@ def implementation_report() -> dict[str, Any]:
     if module is None:
         return {
             **dict.fromkeys(OPS, "reference"),
+            **dict.fromkeys(TORCH_OPS, "torch"),
             "extension": None,
             "reason": EXTENSION.reason,
             "fix": EXTENSION.fix,
@@ -113,6 +116,7 @@ def implementation_report() -> dict[str, Any]:
     facts = module.build_facts()
     return {
         **dict.fromkeys(OPS, module.chosen_isa()),
+        **dict.fromkeys(TORCH_OPS, "torch"),
         "extension": module.__file__,
         "reason": "",
         "fix": "",

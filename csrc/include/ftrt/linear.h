@@ -1,11 +1,11 @@
-// Frozen linear layers with int8 or float weights and an optional low-rank update, and their
+// Frozen linear layers with int8 weights and an optional low-rank update, and their
 // gradients:
 //
 //   y  = x Wᵀ + bias + scaling · h bᵀ        h  = drop(x) aᵀ
 //   dx = dy W + drop(dS a)                   dS = scaling · dy b
 //   da = dSᵀ drop(x)                         db = scaling · dyᵀ h
 //
-// (Hu et al. 2021, https://arxiv.org/abs/2106.09685, equation 3.) An int8 weight is
+// (Hu et al. 2021, https://arxiv.org/abs/2106.09685, equation 3.) The weight is
 // W[n, k] = q[n, k] · scale[n, k / group_size] (Dettmers et al. 2022,
 // https://arxiv.org/abs/2208.07339, section 2.1, for one group). Its products are computed
 //
@@ -32,13 +32,11 @@ struct Rows {
   int64_t stride = 0;
 };
 
-// Exactly one of q and dense is given.
 struct Weight {
   // packed int8, (ceil(out / 16), ceil(in / 4), 16, 4): q[p, g, j, d] is W[16 p + j, 4 g + d],
   // zero where there is no such weight
   const int8_t* q = nullptr;
-  const float* scale = nullptr;   // (out_features, groups)
-  const void* dense = nullptr;    // (out_features, in_features) floats, row-major
+  const float* scale = nullptr;  // (out_features, groups)
   int64_t out_features = 0;
   int64_t in_features = 0;
   int64_t groups = 1;  // divides in_features; 1 for W8A8
@@ -61,7 +59,7 @@ struct QuantizedInput {
   int64_t outlier_count = 0;
 };
 
-// Floats are of one type, kFloat32 or kBFloat16: x, y, dy, dx, a, b, da, db and a dense weight.
+// Floats are of one type, kFloat32 or kBFloat16: x, y, dy, dx, a, b, da and db.
 struct LinearForward {
   Element type;
   Rows x;
@@ -90,13 +88,16 @@ struct LinearBackward {
 void linear_forward(const LinearForward& task, const Threads& threads);
 void linear_backward(const LinearBackward& task, const Threads& threads);
 
-// q = round(x / scale), halves to even, within -127..127, with scale = max |x| / 127 of each row,
+// q = x / scale, rounded to nearest even, within -127..127, with scale = max |x| / 127 of each row,
 // columns `outliers` left out (0 in q); scale is 1 where a row is zero. A row that is not finite has
-// a scale that is not.
+// a scale that is not. Tokens are multiplied by the rounded 1 / scale, which is much faster, weights
+// are divided.
 //
 //   q: (rows, features) row-major, scale: (rows); both written.
-void quantize_rows(const Rows& x, int64_t features, Element type, const int64_t* outliers,
-                   int64_t outlier_count, int8_t* q, float* scale, const Threads& threads);
+void quantize_tokens(const Rows& x, int64_t features, Element type, const int64_t* outliers,
+                     int64_t outlier_count, int8_t* q, float* scale, const Threads& threads);
+void quantize_channels(const Rows& weight, int64_t features, Element type, int8_t* q, float* scale,
+                       const Threads& threads);
 
 // The most columns W8A8 can sum: 65,536 products of 255 and 127 stay below 2^31.
 inline constexpr int64_t kMaxInt8Depth = 65536;
