@@ -1,9 +1,9 @@
 """The CPU kernels, without torch, under AddressSanitizer and UndefinedBehaviorSanitizer.
 
 `cpp/` is one program, built from csrc/cpu and csrc/include with the flags that setup.py has for
-each level. It runs random products and layers, in buffers of exactly their size, against float64; at
-the level `amx` on an emulation of the tile instructions, which refuses what the instructions refuse.
-That the sanitizer sees what the kernels read and write is tested too: operands a byte short.
+each level. It runs random products and layers, in buffers of exactly their size, against float64;
+at the level `amx` on an emulation of the tile instructions, which refuses what they refuse. That
+the sanitizer sees what the kernels read and write is tested too: operands a byte short.
 
 The objects stay in build/kernel_tests; only what changed is compiled again.
 """
