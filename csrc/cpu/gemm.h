@@ -140,6 +140,9 @@ struct QuantizeRows {
   float* scale;
 };
 
+// Multiplies in registers; returns the number of operations. See ftrt/ceiling.h.
+using CeilingLoop = int64_t (*)(int64_t iterations);
+
 using QuantizeRowsFunction = void (*)(const QuantizeRows& task, int64_t begin, int64_t end);
 
 // What an instruction set offers; a null pointer: nothing of its own for that kind.
@@ -149,6 +152,9 @@ struct KernelSet {
   const GemmKernel* bf16;  // bfloat16 by bfloat16
   const GemmKernel* f32;
   QuantizeRowsFunction quantize_rows;
+  CeilingLoop s8_ceiling;  // of the instructions of s8, bf16 and f32
+  CeilingLoop bf16_ceiling;
+  CeilingLoop f32_ceiling;
 };
 
 extern const KernelSet kPortableKernels;

@@ -4,6 +4,7 @@
 // of 16 packed rows, a tile of b is 16 steps of a panel. Every tile has the full size. What is
 // missing at the edges is zeros in scratch memory, never whatever lies behind a buffer.
 #include "amx_tiles.h"
+#include "ceiling_loop.h"
 #include "dots_avx512_bf16.h"
 #include "gemm_block.h"
 #include "quantize_rows.h"
@@ -74,11 +75,12 @@ template <class Dot, int kRowTiles, int kPanels>
 void multiply_tiles(const uint8_t* a, int64_t a_stride, const uint8_t* const* b, int64_t tiles,
                     uint8_t* c, int64_t c_stride, bool accumulate) {
   const int64_t lower = kTileRows * c_stride;
-  zero_tile<0>();
-  if constexpr (kPanels > 1) zero_tile<1>();
-  if constexpr (kRowTiles > 1) zero_tile<2>();
-  if constexpr (kRowTiles > 1 && kPanels > 1) zero_tile<3>();
-  if (accumulate) {
+  if (!accumulate) {
+    zero_tile<0>();
+    zero_tile<1>();
+    zero_tile<2>();
+    zero_tile<3>();
+  } else {
     load_tile<0>(c, c_stride);
     if constexpr (kPanels > 1) load_tile<1>(c + kPanelBytes, c_stride);
     if constexpr (kRowTiles > 1) load_tile<2>(c + lower, c_stride);
@@ -266,6 +268,20 @@ struct AmxGemm {
   }
 };
 
+// ceiling_loop on tiles.
+template <class Dot>
+int64_t tile_ceiling(int64_t iterations) {
+  configure_full_tiles();  // and zero them
+  for (int64_t i = 0; i < iterations; ++i) {
+    Dot::template dot<0, 4, 6>();
+    Dot::template dot<1, 4, 7>();
+    Dot::template dot<2, 5, 6>();
+    Dot::template dot<3, 5, 7>();
+  }
+  release_tiles();
+  return iterations * 4 * kTileRows * kPanelCols * kTileSteps * lane_depth(Dot::kKind) * 2;
+}
+
 using BlockF32 = BlockGemm<Avx512, Avx512F32, Avx512F32, Avx512Bf16, 14, 2>;
 constexpr GemmKernel kF32 = {14, &BlockF32::compute};
 constexpr GemmKernel kS8 = {kPairRows, &AmxGemm<AmxS8>::compute, kAmxMaxLeftBytes,
@@ -275,6 +291,8 @@ constexpr GemmKernel kBf16 = {kPairRows, &AmxGemm<AmxBf16>::compute, kAmxMaxLeft
 
 }  // namespace
 
-const KernelSet kAmxKernels = {&kS8, Kind::kS8x4, &kBf16, &kF32, &quantize_rows};
+const KernelSet kAmxKernels = {
+    &kS8, Kind::kS8x4, &kBf16, &kF32, &quantize_rows, &tile_ceiling<AmxS8>,
+    &tile_ceiling<AmxBf16>, &ceiling_loop<Avx512F32>};
 
 }  // namespace ftrt::cpu

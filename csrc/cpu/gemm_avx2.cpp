@@ -1,4 +1,5 @@
 // Compiled with -mavx2 -mfma.
+#include "ceiling_loop.h"
 #include "gemm_block.h"
 #include "quantize_rows.h"
 #include "simd_avx2.h"
@@ -14,6 +15,8 @@ constexpr GemmKernel kS16 = {6, &BlockS16::compute};
 
 }  // namespace
 
-const KernelSet kAvx2Kernels = {&kS16, Kind::kS16x2, nullptr, &kF32, &quantize_rows};
+const KernelSet kAvx2Kernels = {
+    &kS16,   Kind::kS16x2, nullptr, &kF32, &quantize_rows, &ceiling_loop<Avx2S16>,
+    nullptr, &ceiling_loop<Avx2F32>};
 
 }  // namespace ftrt::cpu

@@ -1,4 +1,5 @@
 // Compiled with -mavx512f -mavx512bw -mavx512vl -mavx2 -mfma.
+#include "ceiling_loop.h"
 #include "gemm_block.h"
 #include "quantize_rows.h"
 #include "simd_avx512.h"
@@ -14,6 +15,8 @@ constexpr GemmKernel kS16 = {14, &BlockS16::compute};
 
 }  // namespace
 
-const KernelSet kAvx512Kernels = {&kS16, Kind::kS16x2, nullptr, &kF32, &quantize_rows};
+const KernelSet kAvx512Kernels = {
+    &kS16,   Kind::kS16x2, nullptr, &kF32, &quantize_rows, &ceiling_loop<Avx512S16>,
+    nullptr, &ceiling_loop<Avx512F32>};
 
 }  // namespace ftrt::cpu

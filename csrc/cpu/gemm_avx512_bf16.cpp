@@ -1,4 +1,5 @@
 // Compiled with the flags of AVX512-VNNI and -mavx512bf16.
+#include "ceiling_loop.h"
 #include "dots_avx512_bf16.h"
 #include "dots_avx512_vnni.h"
 #include "gemm_block.h"
@@ -16,6 +17,8 @@ constexpr GemmKernel kBf16 = {14, &BlockBf16::compute};
 
 }  // namespace
 
-const KernelSet kAvx512Bf16Kernels = {&kS8, Kind::kS8x4, &kBf16, &kF32, &quantize_rows};
+const KernelSet kAvx512Bf16Kernels = {
+    &kS8, Kind::kS8x4, &kBf16, &kF32, &quantize_rows, &ceiling_loop<Avx512Vnni>,
+    &ceiling_loop<Avx512Bf16>, &ceiling_loop<Avx512F32>};
 
 }  // namespace ftrt::cpu

@@ -1,4 +1,5 @@
 // Compiled with the flags of AVX512 and -mavx512vnni.
+#include "ceiling_loop.h"
 #include "dots_avx512_vnni.h"
 #include "gemm_block.h"
 #include "quantize_rows.h"
@@ -13,6 +14,8 @@ constexpr GemmKernel kS8 = {14, &BlockS8::compute};
 
 }  // namespace
 
-const KernelSet kAvx512VnniKernels = {&kS8, Kind::kS8x4, nullptr, &kF32, &quantize_rows};
+const KernelSet kAvx512VnniKernels = {
+    &kS8,    Kind::kS8x4, nullptr, &kF32, &quantize_rows, &ceiling_loop<Avx512Vnni>,
+    nullptr, &ceiling_loop<Avx512F32>};
 
 }  // namespace ftrt::cpu
