@@ -129,7 +129,11 @@ void load_quads(const Right& right, int64_t k, int64_t col, uint8_t* quads) {
   if (right.layout == Right::Layout::kInt8Forward) {
     const int64_t left = (right.panel_steps - k / 4) * 64;
     q += (col / 16 * right.panel_steps + k / 4) * 64;
-    std::memcpy(quads, q, static_cast<size_t>(left < 256 ? left : 256));
+    if (left >= 256) {
+      std::memcpy(quads, q, 256);
+    } else {
+      std::memcpy(quads, q, static_cast<size_t>(left));
+    }
     return;
   }
   const int64_t left = (right.panel_steps - col / 4) * 64;
