@@ -4,6 +4,7 @@ A recipe is data: names and numbers, never code or a dotted path.
 """
 
 __all__ = [
+    "CalibrationSection",
     "DataSection",
     "EarlyStoppingSection",
     "LossSection",
@@ -27,6 +28,7 @@ from ruamel.yaml.error import YAMLError
 
 from ftrt.errors import ConfigError
 from ftrt.sections import (
+    CalibrationSection,
     DataSection,
     EarlyStoppingSection,
     LossSection,

@@ -73,7 +73,7 @@ class CalibrationSection(Section):
         default=128, ge=1, le=128, description="Training rows that are used, at most 128."
     )
     max_error: float = Field(
-        default=0.02, gt=0, lt=1, description="Relative error above which a layer computes w8a16."
+        default=0.02, gt=0, le=1, description="Relative error above which a layer computes w8a16."
     )
     max_outliers: int = Field(
         default=16, ge=0, le=128, description="Input columns that a layer may compute in float."

@@ -4,24 +4,26 @@ With `peft_*.py` beside it this is the only importer of peft; importing it regis
 "FTRT".
 """
 
-__all__ = ["config_for", "fuse", "load", "merge", "unfuse", "wrap"]
+__all__ = ["config_for", "fuse", "load", "merge", "merge_int8", "unfuse", "wrap"]
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 
 from ftrt.api import Method
 from ftrt.errors import CheckpointError, UnsupportedError, UsageError
 from ftrt.integrations.peft_config import check_bare, config_for
 from ftrt.integrations.peft_load import load
 from ftrt.integrations.peft_lora import fuse_layers, unfuse_layers
+from ftrt.integrations.peft_requantize import requantize_layers
 from ftrt.integrations.peft_tuner import FtrtConfig
 from ftrt.quantization.convert import dequantize_linears
+from ftrt.quantization.retention import LayerRetention
 
 # How PEFT's names of layers start.
 PREFIX = "base_model.model."
@@ -120,8 +122,39 @@ def merge(peft_model: PeftModel) -> nn.Module:
         UnsupportedError: the method cannot be merged; the message names it.
         CheckpointError: the merged weights are not finite.
     """
+    label = _checked_method(peft_model)
+    merged = _unloaded(peft_model, label)
+    dequantize_linears(merged)
+    return merged
+
+
+def merge_int8(
+    peft_model: PeftModel, names: Sequence[str], weight_of: Callable[[str], Tensor]
+) -> tuple[nn.Module, list[LayerRetention]]:
+    """The base with its active adapters added to the weights and quantized anew per channel, a
+    layer at a time; layers that are not named are merged in float.
+
+    Args:
+        peft_model: changed in place, and of no more use after.
+        names: the layers that are int8 in the result, by their names in the base.
+        weight_of: gives the original float weight of a layer that is int8 now.
+
+    Returns:
+        The plain model, and how much of the adapter each adapted int8 layer keeps.
+
+    Raises:
+        UsageError, UnsupportedError, CheckpointError: as `merge`.
+    """
+    label = _checked_method(peft_model)
+    retained = requantize_layers(peft_model, names, weight_of)
+    return _unloaded(peft_model, label), retained
+
+
+def _checked_method(peft_model: PeftModel) -> str:
+    """Refuse what cannot be merged; the name of the method otherwise."""
     if not isinstance(peft_model, PeftModel):
         raise UsageError(f"merge: must be given a peft.PeftModel; got {type(peft_model).__name__}")
+    label = ""
     for name in peft_model.active_adapters:
         config = peft_model.peft_config[name]
         label = _method_name(config)
@@ -135,6 +168,10 @@ def merge(peft_model: PeftModel) -> nn.Module:
                 f"merge: method {label!r} cannot be merged into the weights; keep it as an adapter"
             )
     _check_unshared(peft_model)
+    return label
+
+
+def _unloaded(peft_model: PeftModel, label: str) -> nn.Module:
     try:
         merged: nn.Module = peft_model.merge_and_unload(safe_merge=True)
     except NotImplementedError as error:
@@ -143,7 +180,6 @@ def merge(peft_model: PeftModel) -> nn.Module:
         ) from error
     except ValueError as error:
         raise CheckpointError(f"merge: method {label!r}: {error}") from error
-    dequantize_linears(merged)
     return merged
 
 

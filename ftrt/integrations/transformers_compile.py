@@ -97,7 +97,8 @@ def _training_call(block: nn.Module, backend: str) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         # evaluation would add as many variants again, for a fraction of the run
         runs_compiled = block.training and torch.is_grad_enabled()
-        return compiled(*args, **kwargs) if runs_compiled else block._call_impl(*args, **kwargs)
+        chosen: Callable[..., Any] = compiled if runs_compiled else block._call_impl
+        return chosen(*args, **kwargs)
 
     return call
 

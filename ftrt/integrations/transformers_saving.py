@@ -70,7 +70,7 @@ def _save_config(model: PreTrainedModel, folder: Path) -> None:
     config.dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     config.save_pretrained(folder)
     if model.can_generate():
-        model.generation_config.save_pretrained(folder)  # type: ignore[union-attr]
+        model.generation_config.save_pretrained(folder)
 
 
 def _grouped(parts: list[_Part], limit: int) -> list[list[_Part]]:

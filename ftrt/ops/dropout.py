@@ -21,9 +21,6 @@ import math
 import torch
 from torch import Tensor
 
-_LOW = 0xFFFFFFFF
-_GOLDEN = 0x9E3779B1
-
 
 def draw_seed() -> Tensor:
     """A seed () int64 from torch's global CPU generator, which gradient checkpointing restores."""
@@ -41,16 +38,30 @@ def dropout_mask(seed: Tensor, rows: int, columns: int, dropout: float) -> Tenso
     Returns:
         (rows, columns) bool, true where kept.
     """
-    # int64 holds uint32: a product wraps around modulo 2^64, which leaves its low half right.
-    row = torch.arange(rows, dtype=torch.int64, device=seed.device).unsqueeze(1)
-    column = torch.arange(columns, dtype=torch.int64, device=seed.device)
-    row_key = _mix(_mix((row * _GOLDEN & _LOW) ^ (seed & _LOW)) ^ (seed >> 32 & _LOW))
-    return _mix(row_key ^ (column * _GOLDEN & _LOW)) >= math.floor(dropout * 2**32)
+    # int32 holds the bits of uint32: sums and products wrap around alike.
+    low, high = ((seed >> shift & 0xFFFFFFFF).to(torch.int32) for shift in (0, 32))
+    row_key = _mix(_mix(_multiples(rows, seed.device).unsqueeze(1) ^ low) ^ high)
+    bits = _mix(row_key ^ _multiples(columns, seed.device))
+    # Signed comparison orders as unsigned once the highest bit is flipped.
+    return bits.bitwise_xor_(_signed(1 << 31)) >= math.floor(dropout * 2**32) - (1 << 31)
+
+
+def _multiples(count: int, device: torch.device) -> Tensor:
+    return torch.arange(count, dtype=torch.int32, device=device).mul_(_signed(0x9E3779B1))
 
 
 def _mix(h: Tensor) -> Tensor:
-    h = h ^ (h >> 16)
-    h = h * 0x85EBCA6B & _LOW
-    h = h ^ (h >> 13)
-    h = h * 0xC2B2AE35 & _LOW
-    return h ^ (h >> 16)
+    """fmix of h, in place."""
+    h.bitwise_xor_(_shifted(h, 16)).mul_(_signed(0x85EBCA6B))
+    h.bitwise_xor_(_shifted(h, 13)).mul_(_signed(0xC2B2AE35))
+    return h.bitwise_xor_(_shifted(h, 16))
+
+
+def _shifted(h: Tensor, places: int) -> Tensor:
+    """h >> places with zeros coming in; torch's shift of int32 repeats the sign."""
+    return (h >> places).bitwise_and_((1 << 32 - places) - 1)
+
+
+def _signed(bits: int) -> int:
+    """The int32 with these 32 bits."""
+    return bits - (1 << 32) if bits >> 31 else bits

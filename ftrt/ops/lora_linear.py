@@ -72,10 +72,7 @@ def lora_linear(
         RuntimeError: shapes disagree, dtypes differ, or weight requires grad; the message has them.
     """
     x = cast_for_autocast(x)
-    dtype = x.dtype
-    if weight.dtype != dtype:
-        weight = cast_for_autocast(weight)
-    a, b = a.to(dtype), b.to(dtype)
+    a, b = a.to(x.dtype), b.to(x.dtype)
     y: Tensor = _forward(x, weight, bias, a, b, scaling, dropout, seed)[0]
     return y
 

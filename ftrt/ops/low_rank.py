@@ -50,7 +50,7 @@ class Update:
 def project(x: Tensor, update: Update) -> Tensor:
     """h = drop(x) aᵀ, (rows, rank) float32 or wider."""
     hidden = F.linear(_drop(x, update), update.a.to(x.dtype))
-    return _wide(hidden) * _kept_scale(update)
+    return _scaled(_wide(hidden), update)
 
 
 def add_update(y: Tensor, hidden: Tensor, update: Update) -> Tensor:
@@ -65,7 +65,7 @@ def gradient_of_h(grad: Tensor, update: Update) -> Tensor:
 
 def add_input_gradient(dx: Tensor, ds: Tensor, update: Update) -> Tensor:
     """dx += drop'(dS a), in place."""
-    ds, a = (ds * _kept_scale(update)).to(dx.dtype), update.a.to(dx.dtype)
+    ds, a = _scaled(ds, update).to(dx.dtype), update.a.to(dx.dtype)
     if update.dropout > 0:
         return dx.add_(_drop(ds.mm(a), update))
     return dx.addmm_(ds, a)
@@ -73,7 +73,7 @@ def add_input_gradient(dx: Tensor, ds: Tensor, update: Update) -> Tensor:
 
 def gradient_of_a(ds: Tensor, x: Tensor, update: Update) -> Tensor:
     """dSᵀ drop(x), dtype of a."""
-    ds = (ds * _kept_scale(update)).to(x.dtype)
+    ds = _scaled(ds, update).to(x.dtype)
     return ds.t().mm(_drop(x, update)).to(update.a.dtype)
 
 
@@ -90,8 +90,9 @@ def _drop(x: Tensor, update: Update) -> Tensor:
     return x.masked_fill(~dropout_mask(seed, x.shape[0], x.shape[1], update.dropout), 0)
 
 
-def _kept_scale(update: Update) -> float:
-    return 1 / (1 - update.dropout)
+def _scaled(hidden: Tensor, update: Update) -> Tensor:
+    """What stands for the kept elements' factor 1 / (1 - dropout)."""
+    return hidden if update.dropout == 0 else hidden * (1 / (1 - update.dropout))
 
 
 def _wide(x: Tensor) -> Tensor:

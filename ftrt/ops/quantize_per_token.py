@@ -10,7 +10,6 @@ import math
 import torch
 from torch import Tensor
 
-from ftrt.ops.autocast import cast_for_autocast
 from ftrt.ops.checks import (
     check_columns,
     check_compute,
@@ -47,7 +46,7 @@ def quantize_per_token(x: Tensor, outliers: Tensor | None = None) -> tuple[Tenso
     Raises:
         RuntimeError: x has no dimension or is no float, or outliers is no int64 vector.
     """
-    result: tuple[Tensor, Tensor] = _quantize(cast_for_autocast(x).detach(), outliers)
+    result: tuple[Tensor, Tensor] = _quantize(x.detach(), outliers)
     return result
 
 

@@ -8,8 +8,10 @@ __all__ = [
     "FloatSource",
     "Int8Source",
     "WeightSource",
+    "chosen_layers",
     "defer",
     "deferred_source",
+    "float_weight",
     "has_deferred",
     "materialize",
     "quantize_deferred",
@@ -156,14 +158,7 @@ def quantize_deferred(
     """
     chosen = parse_granularity(granularity, group_size)
     check_compute(compute, chosen)
-    skipped = _skipped(model, [*skip, *new_modules])
-    new = _skipped(model, new_modules)
-    stored = {n for n, m in _deferred(model) if isinstance(deferred_source(m), Int8Source)}
-    ready = list(int8_layers(model))
-    _check_stored(model, stored, ready, chosen, skipped - new, new)
-    selected = _selected(model, skipped, may_be_empty=bool(stored or ready)) | (stored - new)
-    names = [name for name, _ in model.named_modules() if name in selected]
-
+    names = chosen_layers(model, chosen, skip, new_modules)
     scratch = _scratch(model, names)
 
     def convert(layer: nn.Module, name: str) -> nn.Module:
@@ -174,6 +169,30 @@ def quantize_deferred(
         _read_weight(layer)
     compute_all(model, compute)
     return list(int8_layers(model))
+
+
+def chosen_layers(
+    model: nn.Module, granularity: Granularity, skip: Sequence[str], new_modules: Sequence[str]
+) -> list[str]:
+    """Names of the layers that `quantize_deferred` turns into int8, in the model's order; those
+    that are int8 already are not among them.
+
+    Raises:
+        ConfigError: as `quantize_deferred`.
+    """
+    skipped = _skipped(model, [*skip, *new_modules])
+    new = _skipped(model, new_modules)
+    stored = {n for n, m in _deferred(model) if isinstance(deferred_source(m), Int8Source)}
+    ready = list(int8_layers(model))
+    _check_stored(model, stored, ready, granularity, skipped - new, new)
+    selected = _selected(model, skipped, may_be_empty=bool(stored or ready)) | (stored - new)
+    return [name for name, _ in model.named_modules() if name in selected]
+
+
+def float_weight(layer: nn.Module) -> Tensor:
+    """The layer's weight, (out_features, in_features) float, read if it is still on disk."""
+    source = deferred_source(layer)
+    return layer.get_parameter("weight").detach() if source is None else source.read()
 
 
 def quantize_rows(

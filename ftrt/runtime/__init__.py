@@ -2,6 +2,7 @@
 
 __all__ = [
     "LoadedRun",
+    "MergeResult",
     "Run",
     "TrainResult",
     "attach",
@@ -21,7 +22,7 @@ from ftrt.runtime.load import (
     evaluate_run,
     load_model,
     load_run,
-    merge_run,
     predict_run,
 )
+from ftrt.runtime.merge import MergeResult, merge_run
 from ftrt.runtime.training import TrainResult, train

@@ -1,4 +1,4 @@
-"""How the int8 layers of a run compute: measured once, kept with the run, put back when it is read."""
+"""How the int8 layers of a run compute: measured once, kept with the run, put back with it."""
 
 __all__ = [
     "LAYERS",

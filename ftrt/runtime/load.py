@@ -1,12 +1,14 @@
-"""Reading runs back: `load_run`, evaluation, prediction, merging."""
+"""Reading runs back: `load_run`, evaluation, prediction."""
 
 __all__ = [
     "LoadedRun",
     "evaluate_run",
+    "held_out",
     "load_model",
     "load_run",
-    "merge_run",
+    "measure",
     "predict_run",
+    "read_info",
 ]
 
 import logging
@@ -19,8 +21,8 @@ import torch
 
 from ftrt import checkpoint
 from ftrt.api import Head
-from ftrt.data import encode_split, load_splits, read_prediction_rows
-from ftrt.errors import CheckpointError, ConfigError, UsageError
+from ftrt.data import EncodedSplit, encode_split, load_splits, read_prediction_rows
+from ftrt.errors import CheckpointError, UsageError
 from ftrt.integrations import peft as peft_bridge
 from ftrt.integrations import transformers as bridge
 from ftrt.integrations import transformers_training as training
@@ -67,7 +69,7 @@ def load_run(
             was trained on.
     """
     folder = Path(path).expanduser()
-    info = _info(folder)
+    info = read_info(folder)
     recipe = parse(info["recipe"], str(folder / checkpoint.RUN_INFO))
     registry = Registry()
     if recipe.head is None or recipe.model is None:
@@ -103,7 +105,12 @@ def load_run(
     return LoadedRun(model.train(False), tokenizer, head, recipe, info, folder)
 
 
-def _info(folder: Path) -> dict[str, Any]:
+def read_info(folder: Path) -> dict[str, Any]:
+    """What `ftrt.json` of a finished run says.
+
+    Raises:
+        CheckpointError: not a run folder, or the run is not finished.
+    """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: must be a run folder; it does not exist")
     info = checkpoint.read_run_info(folder)
@@ -166,6 +173,21 @@ def evaluate_run(
         UsageError: the run's recipe has no such split.
     """
     run = load_run(path, base=base)
+    encoded, name = held_out(run, data=data, split=split)
+    metrics = measure(run, run.model, encoded, batch_size=batch_size)
+    return {**metrics, "rows": len(encoded), "split": name}
+
+
+def held_out(
+    run: LoadedRun, *, data: str | None = None, split: str | None = None
+) -> tuple[EncodedSplit, str]:
+    """Rows to measure a run on, encoded, and what they are: a split of its own data, by default the
+    test split, or the validation split of a recipe without one; or a file.
+
+    Raises:
+        UsageError: the run's recipe has no such split.
+        DataError: the data cannot be read.
+    """
     registry = Registry()
     section = run.recipe.data
     transforms = [registry.transform(item) for item in section.transforms]
@@ -188,20 +210,24 @@ def evaluate_run(
         answers=run.head.answer_columns,
     )
     by_name = {"train": splits.train, "validation": splits.validation, "test": splits.test}
-    # as training does: the test split, or the validation split of a recipe without one
+    # as training does
     split = split or ("test" if splits.test else "validation")
     rows = by_name[split]
     if not rows:
         raise UsageError(
-            f"{path}: its recipe has no {split} split; choose another with --split, or give rows"
-            " with --data FILE"
+            f"{run.path}: its recipe has no {split} split; choose another with --split, or give"
+            " rows with --data FILE"
         )
     encoded = encode_split(run.head, rows, run.tokenizer, max_length=section.max_length)
-    choose_loss(run.model, run.recipe, run.head)
-    metrics = training.evaluate_model(
-        run.model, run.head, run.tokenizer, encoded, batch_size=batch_size
-    )
-    return {**metrics, "rows": len(rows), "split": split if data is None else data}
+    return encoded, split if data is None else data
+
+
+def measure(
+    run: LoadedRun, model: Any, encoded: EncodedSplit, *, batch_size: int = 32
+) -> dict[str, float]:
+    """The head's metrics and `loss` of a model with the run's head and tokenizer."""
+    choose_loss(model, run.recipe, run.head)
+    return training.evaluate_model(model, run.head, run.tokenizer, encoded, batch_size=batch_size)
 
 
 def predict_run(
@@ -237,28 +263,3 @@ def predict_run(
             max_length=run.recipe.data.max_length,
         )
     return answers
-
-
-def merge_run(
-    path: str | Path, output: str | Path, *, base: str | None = None, dtype: str = "float32"
-) -> Path:
-    """Merge a run's adapter into its base and write a plain transformers model to `output`.
-
-    The adapter is added to the base's original float weights (the int8 rounding is not baked in).
-
-    Raises:
-        UsageError: the run holds a full model already.
-        CheckpointError: `output` is not empty or cannot be written.
-        UnsupportedError: the method cannot be merged.
-    """
-    info = _info(Path(path).expanduser())
-    if info["kind"] != "adapter":
-        raise UsageError(f"{path}: holds a full model already; there is no adapter to merge")
-    folder = Path(output).expanduser()
-    checkpoint.check_output(folder, advice="Choose another folder, or empty this one")
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise ConfigError(f"merge: dtype must be float32, bfloat16 or float16; got {dtype!r}")
-    run = load_run(path, base=base, quantized=False)
-    merged = peft_bridge.merge(run.model).to(getattr(torch, dtype))
-    bridge.save(merged, run.tokenizer, folder)
-    return folder

@@ -33,7 +33,7 @@ def test_every_attribute_of_a_run_is_explained():
     assert listed == public | {"detach"}
 
 
-@pytest.mark.parametrize("name", ["load", "quantize_linears"])
+@pytest.mark.parametrize("name", ["load", "quantize_linears", "calibrate"])
 def test_functions_stand_with_their_signatures(name):
     signature = inspect.signature(getattr(ftrt, name))
     parameters = [

@@ -26,6 +26,7 @@ SECTIONS = {
     recipes.Recipe: "Top level",
     recipes.ModelSection: "`model`",
     recipes.QuantizationSection: "`quantization`",
+    recipes.CalibrationSection: "`quantization.calibration`",
     recipes.PluginSection: "Plugin sections",
     recipes.LossSection: "`losses`",
     recipes.ScheduleSection: "`losses[].schedule`",

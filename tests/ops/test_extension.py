@@ -30,6 +30,7 @@ def test_report_names_an_implementation_for_each_op():
     report = implementation_report()
     for op in OPS:
         assert report[op] in (*ISAS, "reference")
+    assert report["lora_linear"] == report["lora_linear_backward"] == "torch"
     assert (report["extension"] is None) == bool(report["reason"]) == bool(report["fix"])
 
 

@@ -326,11 +326,10 @@ def test_the_reference_names_the_dtypes_it_takes(reference):
 @pytest.mark.skipif(EXTENSION.module is None, reason="no compiled kernels")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int64])
 def test_the_kernels_name_the_dtypes_they_take(dtype):
-    name, x, weight = str(dtype).removeprefix("torch."), X.to(dtype), WEIGHT.to(dtype)
+    name, x = str(dtype).removeprefix("torch."), X.to(dtype)
     runs = {
         "int8_linear": lambda: int8_linear(x, PACKED, CHANNEL),
         "int8_lora_linear": lambda: int8_lora(x=x),
-        "lora_linear": lambda: lora(x=x, weight=weight),
         "quantize_per_token": lambda: quantize_per_token(x),
     }
     for op, run in runs.items():

@@ -292,8 +292,9 @@ def test_set_makes_a_section_that_is_not_there():
         " list; got '0'"),
         ("method.rnak={a", None),
         ("seed={a: 1, a: 2}", None),
-        ("zzz=1", "recipe: unknown key 'zzz'; known: baseline, data, early_stopping, head, losses,"
-                  " method, model, output, quantization, recipe, seed, training"),
+        ("zzz=1", "recipe: unknown key 'zzz'; known: baseline, chunked_loss, compile, data,"
+                  " early_stopping, head, losses, method, model, output, quantization, recipe,"
+                  " seed, training"),
         ("seed=x", "recipe: seed: must be an integer; got 'x'"),
     ],
 )  # fmt: skip

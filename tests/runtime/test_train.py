@@ -74,7 +74,7 @@ def test_merged_folder_is_plain_transformers(recipe_tree, tmp_path):
 
     tree = {k: v for k, v in recipe_tree.items() if k != "quantization"}
     result = ftrt.train(tree)
-    folder = merge_run(result.run_dir, tmp_path / "merged")
+    folder = merge_run(result.run_dir, tmp_path / "merged").folder
     plain = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     batch = tokenizer(["good warm film", "dull plot"], return_tensors="pt", padding=True)
@@ -262,7 +262,7 @@ def test_resuming_with_another_rank_is_a_checkpoint_error(recipe_tree):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_merge_takes_every_dtype(recipe_tree, tmp_path, dtype):
     result = ftrt.train(recipe_tree)
-    folder = merge_run(result.run_dir, tmp_path / "merged", dtype=dtype)
+    folder = merge_run(result.run_dir, tmp_path / "merged", dtype=dtype).folder
     weights = load_file(folder / "model.safetensors")
     assert {str(w.dtype).removeprefix("torch.") for w in weights.values()} == {dtype}
 
