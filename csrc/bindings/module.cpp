@@ -66,7 +66,7 @@ PYBIND11_MODULE(_C, m) {
         "Run the CPU kernels at this level; ValueError unless it is usable here.");
   m.def("measure_ceiling", &ftrt::measure_ceiling, pybind11::arg("kind"), pybind11::arg("threads"),
         pybind11::arg("seconds"), pybind11::call_guard<pybind11::gil_scoped_release>(),
-        "Operations a second (kinds int8, bf16, fp32) of the chosen level's instructions in registers,"
+        "Operations a second (int8, bf16, fp32) of the chosen level's instructions in registers,"
         " or bytes a second (read). ValueError for bf16 where the level has no such product.");
   m.def("build_facts", &ftrt::bindings::build_facts,
         "The compiler, and the torch whose headers were used.");

@@ -60,8 +60,8 @@ void read_step(const uint8_t* from) {
   __asm__ volatile("" : : "r"(any));
 }
 
-// Σ of what the threads do in a second. Each calls prepare(thread), waits for the others, then calls
-// work(thread) until the time is over; work returns how much it did.
+// Σ of what the threads do in a second. Each calls prepare(thread), waits for the others, then
+// calls work(thread) until the time is over; work returns how much it did.
 template <class Prepare, class Work>
 double rate_of_threads(int64_t threads, double seconds, const Prepare& prepare, const Work& work) {
   std::atomic<int64_t> waiting{threads};

@@ -96,8 +96,8 @@ inline constexpr int64_t kSliceBytes = 2048;
 // With a power-of-two distance all rows would share a few sets of the L1 cache.
 inline constexpr int64_t kRowPad = 64;
 inline constexpr int64_t kMaxRowBytes = kSliceBytes + kRowPad;
-// The packed a of a block stays in an L2 cache of 1 MB while the panels of b pass through. A panel is
-// made once for all rows of a block, which costs about as much as ten rows of arithmetic.
+// The packed a of a block stays in an L2 cache of 1 MB while the panels of b pass through. A panel
+// is made once for all rows of a block, which costs about as much as ten rows of arithmetic.
 inline constexpr int64_t kMaxLeftBytes = 480 * 1024;
 inline constexpr int64_t kMaxRows = 448;
 // Columns of a block whose depth takes several slices; its sums wait in memory meanwhile.
@@ -125,8 +125,8 @@ struct GemmKernel {
   int64_t max_sliced_cols = kMaxSlicedCols;  // of a block whose depth takes several slices
 };
 
-// Rows of numbers to quantize to int8, times col_scale (features) if that is given; ftrt/linear.h has
-// the rule.
+// Rows of numbers to quantize to int8, times col_scale (features) if that is given; ftrt/linear.h
+// has the rule.
 struct QuantizeRows {
   const void* x;
   Element type;

@@ -145,7 +145,8 @@ struct BlockGemm {
       }
       Tile<Dot, kRows, kCount>::slice_for(rows)(
           scratch.left + i * scratch.row_bytes, scratch.row_bytes, b[0],
-          kCount > 1 ? b[kCount - 1] - b[0] : 0, steps, scratch.correction + i, sums, stride, !is_first);
+          kCount > 1 ? b[kCount - 1] - b[0] : 0, steps, scratch.correction + i, sums, stride,
+          !is_first);
       if (is_last) {
         for (int p = 0; p < kCount; ++p) {
           finish(gemm, block, scratch, i, rows, j + p * kPanelCols, sums + p * kPanelCols, stride);

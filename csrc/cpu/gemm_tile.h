@@ -45,8 +45,8 @@ struct Tile {
     }
   }
 
-  // One slice of depth into c, (kRows, kPanels · 16) sums at c_stride elements. `correction` (kRows)
-  // is subtracted where the kind needs one (Dot::kCorrects).
+  // One slice of depth into c, (kRows, kPanels · 16) sums at c_stride elements. `correction`
+  // (kRows) is subtracted where the kind needs one (Dot::kCorrects).
   static void slice(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_t b_stride,
                     int64_t steps, const int32_t* correction, typename Dot::SumElement* c,
                     int64_t c_stride, bool accumulate) {

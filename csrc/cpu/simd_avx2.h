@@ -86,8 +86,8 @@ struct Avx2F32 : Avx2Lanes {
   static Sum add(Sum a, Sum b) { return _mm256_add_ps(a, b); }
 };
 
-// Exact: int16 products are summed in pairs into int32. vpmaddubsw, which takes int8 as it is, would
-// saturate its int16 sums.
+// Exact: int16 products are summed in pairs into int32. vpmaddubsw, which takes int8 as it is,
+// would saturate its int16 sums.
 struct Avx2S16 : Avx2Lanes {
   static constexpr Kind kKind = Kind::kS16x2;
   static constexpr bool kCorrects = false;

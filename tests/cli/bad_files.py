@@ -88,7 +88,7 @@ def _(place):
     place.tree["model"]["path"] = "bert-base-uncased"
 
 
-@case("model weights cut short", 5, "must be a model that AutoModelForSequenceClassification reads")
+@case("model weights cut short", 5, "must be a whole safetensors file; it is cut short or corrupt")
 def _(place):
     broken = Path(shutil.copytree(place.model, place.folder / "model"))
     weights = broken / "model.safetensors"

@@ -89,7 +89,9 @@ def test_doctor_says_how_to_mend_the_environment(monkeypatch, tmp_path):
 
     assert found["cache"].problem == f"{blocker} must be a folder you may write to"
     assert found["cache"].fix == "set FTRT_CACHE_DIR to another folder"
-    assert "must be one of portable, avx2, avx512; got 'avx3'" in found["FTRT_CPU_ISA"].problem
+    problem = found["FTRT_CPU_ISA"].problem
+    assert "must be one of portable, avx2, avx512, avx512_vnni, avx512_bf16, amx; got" in problem
+    assert "'avx3'" in problem
 
 
 def test_doctor_says_that_the_extension_is_missing(monkeypatch):

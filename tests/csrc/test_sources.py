@@ -32,11 +32,24 @@ def test_bindings_use_only_the_stable_abi():
                 assert header.startswith(("torch/csrc/stable/", "torch/headeronly/")), path
 
 
+def headers_of_levels():
+    """Headers of csrc/cpu that the units of several instruction sets include, directly or not."""
+    found, waiting = set(), [p for p in (CSRC / "cpu").glob("gemm_*.cpp") if "driver" not in p.name]
+    while waiting:
+        for name in includes(waiting.pop()):
+            header = CSRC / "cpu" / name
+            if header.exists() and header not in found:
+                found.add(header)
+                waiting.append(header)
+    return sorted(found)
+
+
 def test_what_every_instruction_set_includes_has_no_standard_library_code():
-    allowed = {"cstdint", "cstring"}
-    for name in ("int8_gemm.h", "int8_gemm_kernel.h", "int8_pack.h"):
-        system = {h for h in includes(CSRC / "cpu" / name) if "/" not in h and "." not in h}
-        assert system <= allowed, name
+    headers = headers_of_levels()
+    assert {"gemm.h", "gemm_tile.h", "gemm_pack.h", "lanes.h"} <= {path.name for path in headers}
+    for path in headers:
+        system = {h for h in includes(path) if "/" not in h and "." not in h}
+        assert system <= {"cstdint", "cstring"}, path
 
 
 def test_sources_are_short_and_narrow():

@@ -69,7 +69,7 @@ def test_missing_and_surplus_tensors_are_logged_by_name(tmp_path, caplog):
         lambda: bridge.load_model(path, auto_class),
     ):
         torch.manual_seed(5)
-        with caplog.at_level(logging.INFO, logger="ftrt"):
+        with caplog.at_level(logging.DEBUG, logger="ftrt"):
             expected.append(load())
     ftrt.quantize_linears(expected[1])
     assert same(*expected), "a missing layer starts as from_pretrained starts it"

@@ -5,10 +5,8 @@ import math
 
 import pytest
 import torch
-import typer
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import nn
 
 import ftrt
 from ftrt.errors import CheckpointError, ConfigError, UnsupportedError, UsageError
@@ -150,15 +148,14 @@ def test_any_base_merges_into_the_same_int8_weights(recipe_tree, tmp_path, quant
 
 @pytest.mark.parametrize(
     "method",
-    [{"name": "lora_xs", "rank": 4}, {"name": "lora", "rank": 2, "targets": ["query", "pooler"]}],
+    [{"name": "lora_xs", "rank": 4}, {"name": "lora", "rank": 2, "targets": ["query", "value"]}],
 )
 def test_any_mergeable_method_merges(recipe_tree, tmp_path, method):
     recipe_tree["method"] = method
     run = ftrt.train(recipe_tree).run_dir
     result = merge_run(run, tmp_path / "int8", dtype="int8", force=True)
-    adapted = 13 if method["name"] == "lora_xs" else 3
+    adapted = 13 if method["name"] == "lora_xs" else 4
     assert len(result.layers) == adapted
-    batch = load_run(run).tokenizer(["good warm film", "dull plot"], return_tensors="pt")
     batch = dict(load_run(run).tokenizer(["good warm film", "dull plot cast"], return_tensors="pt"))
     with torch.no_grad():
         expected = load_run(run, quantized=False).model(**batch).logits
@@ -166,8 +163,8 @@ def test_any_mergeable_method_merges(recipe_tree, tmp_path, method):
     assert (found - expected).norm() / expected.norm() < 0.1
 
 
-def shrink(run, folder, factor):
-    """The run with a smaller adapter."""
+def scaled(run, folder, factor):
+    """The run with an adapter whose factors are so many times as large."""
     import shutil
 
     from safetensors.torch import save_file
@@ -175,13 +172,13 @@ def shrink(run, folder, factor):
     shutil.copytree(run, folder)
     file = folder / "adapter_model.safetensors"
     weights = load_file(file)
-    weights = {k: v * factor if "lora_B" in k else v for k, v in weights.items()}
+    weights = {k: v * factor if "lora_" in k else v for k, v in weights.items()}
     save_file(weights, file, metadata={"format": "pt"})
     return folder
 
 
 def test_a_tiny_adapter_is_refused_by_its_delta_and_forced(learnt, tmp_path):
-    run = shrink(learnt, tmp_path / "tiny", 1e-3)
+    run = scaled(learnt, tmp_path / "tiny", 1e-3)
     out = tmp_path / "int8"
     with pytest.raises(UnsupportedError) as refused:
         merge_run(run, out, dtype="int8", evaluate=False)
@@ -250,7 +247,7 @@ def test_wrong_values_are_refused_before_anything_is_read(learnt, tmp_path):
 
 
 def test_a_diverged_adapter_names_the_layer(learnt, tmp_path):
-    run = shrink(learnt, tmp_path / "huge", 1e38)
+    run = scaled(learnt, tmp_path / "huge", 1e20)
     with pytest.raises(CheckpointError, match=r"merge of bert\.encoder\.layer\.0\."):
         merge_run(run, tmp_path / "int8", dtype="int8", evaluate=False)
     assert not (tmp_path / "int8").exists()
@@ -302,16 +299,15 @@ def test_the_command_reports_and_refuses(learnt, tmp_path, capsys):
     code = cli(["merge", str(learnt), out, "--dtype", "int8", "--force", "--json"], as_json=True)
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert code == 0 and result["output"] == out and result["dtype"] == "int8"
-    assert result["gain"]["metric"] == "accuracy" and len(result["layers"]) == 13
+    assert result["gain"]["metric"] == "accuracy" and len(result["layers"]) == 12
     assert set(result["delta"]) == {"retained", "projection", "residual", "delta_norm"}
     assert cli(["merge", str(learnt), f"{out}2", "--dtype", "int8", "--force", "--no-eval"]) == 0
     shown = capsys.readouterr().out
     assert "all adapted layers" in shown and "merged model in" in shown and "accuracy" not in shown
-    tiny = shrink(learnt, tmp_path / "tiny", 1e-3)
+    tiny = scaled(learnt, tmp_path / "tiny", 1e-3)
     assert cli(["merge", str(tiny), f"{out}3", "--dtype", "int8", "--no-eval"]) == 3
     assert "Nothing was written" in capsys.readouterr().err
     assert not (tmp_path / "int83").exists()
     assert cli(["merge", str(learnt), f"{out}4"]) == 0
     with safe_open(f"{out}4/model.safetensors", framework="pt") as file:
         assert not [name for name in file.keys() if name.endswith(".SCB")]
-    assert isinstance(nn.Linear(1, 1), nn.Module) and typer

@@ -50,8 +50,8 @@ struct LowRank {
   Dropout dropout;
 };
 
-// x quantized per row. With W8A8 the columns `outliers` of x are 0 in q and multiply the dequantized
-// weight as floats.
+// x quantized per row. With W8A8 the columns `outliers` of x are 0 in q and multiply the
+// dequantized weight as floats.
 struct QuantizedInput {
   const int8_t* q = nullptr;         // (rows, in_features), row-major; nullptr: W8A16
   const float* scale = nullptr;      // (rows)
@@ -89,9 +89,9 @@ void linear_forward(const LinearForward& task, const Threads& threads);
 void linear_backward(const LinearBackward& task, const Threads& threads);
 
 // q = x / scale, rounded to nearest even, within -127..127, with scale = max |x| / 127 of each row,
-// columns `outliers` left out (0 in q); scale is 1 where a row is zero. A row that is not finite has
-// a scale that is not. Tokens are multiplied by the rounded 1 / scale, which is much faster, weights
-// are divided.
+// columns `outliers` left out (0 in q); scale is 1 where a row is zero. A row that is not finite
+// has a scale that is not. Tokens are multiplied by the rounded 1 / scale, which is much faster,
+// weights are divided.
 //
 //   q: (rows, features) row-major, scale: (rows); both written.
 void quantize_tokens(const Rows& x, int64_t features, Element type, const int64_t* outliers,

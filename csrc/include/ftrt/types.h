@@ -1,7 +1,7 @@
 // Element types and the dropout rule that kernels and their callers share.
 //
-// Functions here have internal linkage: a copy that the linker shared between translation units might
-// be the one compiled for an instruction set that this CPU lacks.
+// Functions here have internal linkage: a copy that the linker shared between translation units
+// might be the one compiled for an instruction set that this CPU lacks.
 #pragma once
 
 #include <cstdint>
