@@ -11,6 +11,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "ftrt/linear.h"
+
 namespace ftrt::bindings {
 
 using torch::headeronly::ScalarType;
@@ -57,6 +59,16 @@ inline std::string describe(const char* name, const Tensor& tensor) {
 inline void check_per_channel(const char* op, const Tensor& scale) {
   if (scale.size(1) != 1) {
     fail(op, "w8a8 needs one scale per output feature", describe("scale", scale));
+  }
+}
+
+// What a product of int8 by int8 sums over, in_features or out_features (`what`).
+inline void check_int8_depth(const char* op, const char* what, int64_t depth) {
+  if (depth > kMaxInt8Depth) {
+    fail(op,
+         std::string("w8a8 sums in int32, of at most ") + std::to_string(kMaxInt8Depth) +
+             " products; use compute w8a16",
+         std::string(what) + " " + std::to_string(depth));
   }
 }
 
@@ -116,14 +128,16 @@ inline void check_outliers(const char* op, const std::optional<Tensor>& outliers
   }
   check_on_cpu(op, "outliers", *outliers);
   const int64_t* columns = static_cast<const int64_t*>(outliers->const_data_ptr());
+  const int64_t step = outliers->stride(0);
   int64_t previous = -1;
   for (int64_t i = 0; i < outliers->size(0); ++i) {
-    if (columns[i] <= previous || columns[i] >= in_features) {
+    const int64_t column = columns[i * step];
+    if (column <= previous || column >= in_features) {
       fail(op, "outliers must be sorted, without repeats and below in_features",
-           std::to_string(columns[i]) + " after " + std::to_string(previous) + ", in_features " +
+           std::to_string(column) + " after " + std::to_string(previous) + ", in_features " +
                std::to_string(in_features));
     }
-    previous = columns[i];
+    previous = column;
   }
 }
 
@@ -137,6 +151,7 @@ inline void check_quantized(const char* op, const std::optional<Tensor>& xq,
     return;
   }
   check_per_channel(op, scale);
+  check_int8_depth(op, "in_features", in_features);
   std::string got = describe("xscale", *xscale);
   const std::string given = ", rows " + std::to_string(rows);
   if (xq.has_value()) {

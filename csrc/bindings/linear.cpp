@@ -40,7 +40,8 @@ struct Matrix {
 };
 
 Matrix as_matrix(const Tensor& x, int64_t features) {
-  const int64_t rows = features == 0 ? 0 : x.numel() / features;
+  int64_t rows = 1;
+  for (int64_t i = 0; i + 1 < x.dim(); ++i) rows *= x.size(i);
   Tensor matrix = x;
   if (x.dim() != 2) matrix = torch::stable::reshape(x, std::vector<int64_t>{rows, features});
   if (matrix.stride(1) != 1 && features > 1) matrix = torch::stable::contiguous(matrix);
@@ -93,20 +94,25 @@ Factors factors_of(const char* op, const Tensor& a, const Tensor& b, double scal
   return factors;
 }
 
-QuantizedInput quantized_input(const char* op, const Optional& xq, const Optional& xscale,
-                               const Optional& outliers, const Tensor& scale, int64_t rows,
-                               int64_t in_features) {
+// The columns as a contiguous list; the tensor keeps it alive.
+const int64_t* outlier_columns(const char* op, Optional& outliers, int64_t in_features) {
   check_outliers(op, outliers, in_features);
+  if (!outliers.has_value()) return nullptr;
+  outliers = torch::stable::contiguous(*outliers);
+  return static_cast<const int64_t*>(outliers->const_data_ptr());
+}
+
+QuantizedInput quantized_input(const char* op, const Optional& xq, const Optional& xscale,
+                               Optional& outliers, const Tensor& scale, int64_t rows,
+                               int64_t in_features) {
   check_quantized(op, xq, xscale, scale, rows, in_features);
   QuantizedInput quantized;
   if (xscale.has_value()) {
     quantized.scale = static_cast<const float*>(xscale->const_data_ptr());
     if (xq.has_value()) quantized.q = static_cast<const int8_t*>(xq->const_data_ptr());
   }
-  if (outliers.has_value()) {
-    quantized.outliers = static_cast<const int64_t*>(outliers->const_data_ptr());
-    quantized.outlier_count = outliers->size(0);
-  }
+  quantized.outliers = outlier_columns(op, outliers, in_features);
+  quantized.outlier_count = outliers.has_value() ? outliers->size(0) : 0;
   return quantized;
 }
 
@@ -127,13 +133,11 @@ std::tuple<Tensor, Tensor> quantize_per_token(Tensor x, Optional outliers) {
   if (features == 0) {
     fail(kOp, "x must be (..., in_features) with in_features at least 1", describe("x", x));
   }
-  check_outliers(kOp, outliers, features);
+  const int64_t* columns = outlier_columns(kOp, outliers, features);
   const Matrix matrix = as_matrix(x, features);
   const int64_t rows = matrix.rows.rows;
   Tensor q = torch::stable::new_empty(x, std::vector<int64_t>{rows, features}, ScalarType::Char);
   Tensor scale = torch::stable::new_empty(x, std::vector<int64_t>{rows}, ScalarType::Float);
-  const int64_t* columns = nullptr;
-  if (outliers.has_value()) columns = static_cast<const int64_t*>(outliers->const_data_ptr());
   quantize_tokens(matrix.rows, features, type, columns, columns == nullptr ? 0 : outliers->size(0),
                   static_cast<int8_t*>(q.mutable_data_ptr()),
                   static_cast<float*>(scale.mutable_data_ptr()), torch_threads());
@@ -172,6 +176,7 @@ Tensor int8_linear_dx(Tensor grad, Tensor qweight, Tensor scale, int64_t in_feat
   task.dy = matrix.rows;
   if (quantize) {
     check_per_channel(kOp, scale);
+    check_int8_depth(kOp, "out_features", task.weight.out_features);
     task.quantized.scale = task.weight.scale;
   }
   Tensor dx = empty_result(grad, in_features);
@@ -251,11 +256,12 @@ std::tuple<Tensor, Tensor, Tensor> int8_lora_linear_backward(
                                      in_features, out_features);
   task.update = factors.update;
   task.quantized = quantized_input(kOp, xq, xscale, outliers, scale, task.dy.rows, in_features);
+  if (need_x && xscale.has_value()) check_int8_depth(kOp, "out_features", out_features);
   const Tensor hidden = torch::stable::contiguous(h);
   check_hidden(kOp, h, task.dy.rows, task.update.rank + task.quantized.outlier_count);
   task.h = static_cast<const float*>(hidden.const_data_ptr());
   Matrix input = {grad, {}};
-  if (need_a && task.quantized.q == nullptr) {
+  if (need_a && !xq.has_value()) {
     check_saved_input(kOp, x, grad, task.dy.rows, in_features);
     input = as_matrix(*x, in_features);
     task.x = input.rows;

@@ -75,7 +75,12 @@ void plan(Schedule& schedule, int64_t threads) {
     schedule.block_cols = even_block(gemm.cols, std::min(share, max_cols), tile_cols);
   }
   schedule.col_blocks = ceil_div(gemm.cols, schedule.block_cols);
-  schedule.tasks = row_blocks * schedule.col_blocks;
+  // rows too where c is narrow, as h is: a thread without a block is the worse waste
+  if (row_blocks * schedule.col_blocks < threads) {
+    const int64_t share = ceil_div(gemm.rows, ceil_div(threads, schedule.col_blocks));
+    schedule.block_rows = even_block(gemm.rows, share, kernel.tile_rows);
+  }
+  schedule.tasks = ceil_div(gemm.rows, schedule.block_rows) * schedule.col_blocks;
   const int64_t low_steps =
       round_up(ceil_div(gemm.epilogue.rank, lane_depth(gemm.low_kind)), kLowSteps);
   schedule.left_bytes = schedule.block_rows * schedule.row_bytes;

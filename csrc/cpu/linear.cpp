@@ -40,6 +40,7 @@ void hidden(const LinearForward& task, const Threads& threads) {
 }
 
 // (rank + outlier_count, out_features): [scaling · bᵀ ; Wᵀ[outliers]], what h is multiplied by.
+// W8A16 has multiplied every column already: zeros for the outliers there.
 std::unique_ptr<float[], Free> forward_factor(const LinearForward& task) {
   const int64_t rank = task.update.rank;
   const int64_t out = task.weight.out_features;
@@ -52,7 +53,9 @@ std::unique_ptr<float[], Free> forward_factor(const LinearForward& task) {
   }
   for (int64_t o = 0; o < task.quantized.outlier_count; ++o) {
     for (int64_t n = 0; n < out; ++n) {
-      factor[(rank + o) * out + n] = dequantized(task.weight, n, task.quantized.outliers[o]);
+      const bool is_missing = task.quantized.q != nullptr;
+      factor[(rank + o) * out + n] =
+          is_missing ? dequantized(task.weight, n, task.quantized.outliers[o]) : 0.0f;
     }
   }
   return factor;
