@@ -8,19 +8,6 @@
 namespace ftrt {
 namespace {
 
-void write_float(void* data, Element type, int64_t index, float value) {
-  if (type == Element::kFloat32) {
-    static_cast<float*>(data)[index] = value;
-    return;
-  }
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
-  static_cast<uint16_t*>(data)[index] =
-      static_cast<uint16_t>(is_nan ? (bits >> 16) | 0x40u : rounded);
-}
-
 // dS = scaling · dy b, (rows, rank)
 std::unique_ptr<float[], Free> hidden_gradient(const LinearBackward& task,
                                                const Threads& threads) {

@@ -11,6 +11,12 @@
 #include "gemm_driver.h"
 
 namespace ftrt {
+
+// The forward pass of W8A16 for few rows (linear_few_rows.cpp), and whether it suits the task.
+//   factor: (rank + outlier_count, out_features), what h is multiplied by
+bool suits_few_rows(const LinearForward& task);
+void few_rows_forward(const LinearForward& task, const float* factor, const Threads& threads);
+
 namespace {
 
 using cpu::Gemm;
@@ -36,6 +42,19 @@ inline float read_float(const void* data, Element type, int64_t index) {
   float value;
   std::memcpy(&value, &bits, sizeof(value));
   return value;
+}
+
+inline void write_float(void* data, Element type, int64_t index, float value) {
+  if (type == Element::kFloat32) {
+    static_cast<float*>(data)[index] = value;
+    return;
+  }
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+  static_cast<uint16_t*>(data)[index] =
+      static_cast<uint16_t>(is_nan ? (bits >> 16) | 0x40u : rounded);
 }
 
 // W as the right operand of x Wᵀ or of dy W.

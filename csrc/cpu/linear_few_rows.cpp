@@ -1,0 +1,71 @@
+// W8A16 for few rows of bfloat16: generation, not training.
+//
+// So few rows wait for the weights to arrive, and widening each weight to a float would take longer
+// than that. The int8 product reads the packed weights as they are, so x becomes two int8 numbers,
+// x = scale[m] · (high + low / 254): 16-bit fixed point. What is left is at most max |x_m| / 2^16,
+// less than what rounding y to bfloat16 loses.
+#include <memory>
+
+#include "linear_parts.h"
+
+namespace ftrt {
+namespace {
+
+// high above low: q (2 rows, in_features) and scale (2 rows).
+void split(const LinearForward& task, int8_t* q, float* scale, const Threads& threads) {
+  const int64_t rows = task.x.rows;
+  const int64_t in = task.weight.in_features;
+  quantize_tokens(task.x, in, task.type, nullptr, 0, q, scale, threads);
+  auto rest = buffer<float>(rows * in);
+  for (int64_t m = 0; m < rows; ++m) {
+    for (int64_t k = 0; k < in; ++k) {
+      const float x = read_float(task.x.data, task.type, m * task.x.stride + k);
+      rest[m * in + k] = x - scale[m] * static_cast<float>(q[m * in + k]);
+    }
+  }
+  quantize_tokens({rest.get(), rows, in}, in, Element::kFloat32, nullptr, 0, q + rows * in,
+                  scale + rows, threads);
+}
+
+}  // namespace
+
+bool suits_few_rows(const LinearForward& task) {
+  // twice the rows must stay bound by memory: beyond, bfloat16 products are as fast
+  constexpr int64_t kMaxRows = 16;
+  return task.quantized.q == nullptr && task.type == Element::kBFloat16 &&
+         task.weight.groups == 1 && task.x.rows <= kMaxRows &&
+         task.weight.in_features <= kMaxInt8Depth && cpu::int8_kind() == cpu::Kind::kS8x4;
+}
+
+void few_rows_forward(const LinearForward& task, const float* factor, const Threads& threads) {
+  const int64_t rows = task.x.rows;
+  const int64_t out = task.weight.out_features;
+  const int64_t columns = task.update.rank + task.quantized.outlier_count;
+  auto q = buffer<int8_t>(2 * rows * task.weight.in_features);
+  auto scale = buffer<float>(2 * rows);
+  split(task, q.get(), scale.get(), threads);
+  // the update goes to the high half alone
+  auto h = buffer<float>(2 * rows * columns);
+  for (int64_t i = 0; i < 2 * rows * columns; ++i) h[i] = i < rows * columns ? task.h[i] : 0.0f;
+  auto sums = buffer<float>(2 * rows * out);
+  Gemm gemm = product(2 * rows, task.weight.in_features, out, task.type);
+  gemm.left = rows_operand({q.get(), 2 * rows, task.weight.in_features}, Element::kInt8);
+  gemm.right = weight_operand(task.weight, true);
+  gemm.kind = cpu::int8_kind();
+  gemm.epilogue.row_scale = scale.get();
+  gemm.epilogue.col_scale = task.weight.scale;
+  gemm.epilogue.low_left = h.get();
+  gemm.epilogue.low_right = factor;
+  gemm.epilogue.rank = columns;
+  write_to(gemm, sums.get(), Element::kFloat32, out);
+  cpu::run_gemm(gemm, threads);
+  for (int64_t m = 0; m < rows; ++m) {
+    for (int64_t n = 0; n < out; ++n) {
+      const float bias = task.bias == nullptr ? 0.0f : task.bias[n];
+      const float y = sums[m * out + n] + sums[(rows + m) * out + n] + bias;
+      write_float(task.y, task.type, m * out + n, y);
+    }
+  }
+}
+
+}  // namespace ftrt
