@@ -12,48 +12,10 @@
 #include <vector>
 
 #include "checks.h"
+#include "operands.h"
 
 namespace ftrt::bindings {
 namespace {
-
-using Optional = std::optional<Tensor>;
-
-Element element_of(const char* op, const char* name, const Tensor& x) {
-  if (x.scalar_type() == ScalarType::Float) return Element::kFloat32;
-  if (x.scalar_type() == ScalarType::BFloat16) return Element::kBFloat16;
-  fail(op, "the CPU kernel takes float32 or bfloat16",
-       describe(name, x) + ". Cast " + name + ", or load the model in one of them");
-}
-
-Threads torch_threads() {
-  const auto parallel_for = [](int64_t begin, int64_t end, int64_t grain, ParallelBody body,
-                               void* context) {
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, body, context));
-  };
-  return {static_cast<int64_t>(torch::stable::get_num_threads()), parallel_for};
-}
-
-// x: (..., features) as a matrix whose last stride is 1; a copy only where no view is one.
-struct Matrix {
-  Tensor tensor;
-  Rows rows;
-};
-
-Matrix as_matrix(const Tensor& x, int64_t features) {
-  int64_t rows = 1;
-  for (int64_t i = 0; i + 1 < x.dim(); ++i) rows *= x.size(i);
-  Tensor matrix = x;
-  if (x.dim() != 2) matrix = torch::stable::reshape(x, std::vector<int64_t>{rows, features});
-  if (matrix.stride(1) != 1 && features > 1) matrix = torch::stable::contiguous(matrix);
-  const int64_t stride = rows > 1 ? matrix.stride(0) : features;
-  return {matrix, {matrix.const_data_ptr(), rows, stride}};
-}
-
-Tensor empty_result(const Tensor& like, int64_t features) {
-  std::vector<int64_t> shape(like.sizes().begin(), like.sizes().end());
-  shape.back() = features;
-  return torch::stable::new_empty(like, shape);
-}
 
 Weight int8_weight(const char* op, const Tensor& qweight, const Tensor& scale,
                    int64_t in_features) {
@@ -94,14 +56,6 @@ Factors factors_of(const char* op, const Tensor& a, const Tensor& b, double scal
   return factors;
 }
 
-// The columns as a contiguous list; the tensor keeps it alive.
-const int64_t* outlier_columns(const char* op, Optional& outliers, int64_t in_features) {
-  check_outliers(op, outliers, in_features);
-  if (!outliers.has_value()) return nullptr;
-  outliers = torch::stable::contiguous(*outliers);
-  return static_cast<const int64_t*>(outliers->const_data_ptr());
-}
-
 QuantizedInput quantized_input(const char* op, const Optional& xq, const Optional& xscale,
                                Optional& outliers, const Tensor& scale, int64_t rows,
                                int64_t in_features) {
@@ -122,26 +76,6 @@ const float* float_bias(const char* op, Optional& bias, int64_t out_features) {
   check_bias(op, *bias, out_features);
   bias = torch::stable::contiguous(torch::stable::to(*bias, ScalarType::Float));
   return static_cast<const float*>(bias->const_data_ptr());
-}
-
-int64_t last_size(const Tensor& x) { return x.dim() == 0 ? 0 : x.size(x.dim() - 1); }
-
-std::tuple<Tensor, Tensor> quantize_per_token(Tensor x, Optional outliers) {
-  constexpr const char* kOp = "ftrt::quantize_per_token";
-  const Element type = element_of(kOp, "x", x);
-  const int64_t features = last_size(x);
-  if (features == 0) {
-    fail(kOp, "x must be (..., in_features) with in_features at least 1", describe("x", x));
-  }
-  const int64_t* columns = outlier_columns(kOp, outliers, features);
-  const Matrix matrix = as_matrix(x, features);
-  const int64_t rows = matrix.rows.rows;
-  Tensor q = torch::stable::new_empty(x, std::vector<int64_t>{rows, features}, ScalarType::Char);
-  Tensor scale = torch::stable::new_empty(x, std::vector<int64_t>{rows}, ScalarType::Float);
-  quantize_tokens(matrix.rows, features, type, columns, columns == nullptr ? 0 : outliers->size(0),
-                  static_cast<int8_t*>(q.mutable_data_ptr()),
-                  static_cast<float*>(scale.mutable_data_ptr()), torch_threads());
-  return {q, scale};
 }
 
 Tensor int8_linear(Tensor x, Optional xq, Optional xscale, Tensor qweight, Tensor scale,
@@ -270,34 +204,10 @@ std::tuple<Tensor, Tensor, Tensor> int8_lora_linear_backward(
   return {result.dx, result.da, result.db};
 }
 
-std::tuple<Tensor, Tensor> quantize_per_channel(Tensor weight) {
-  constexpr const char* kOp = "ftrt::quantize_per_channel";
-  if (weight.dim() != 2 || weight.size(1) == 0) {
-    fail(kOp, "weight must be (out_features, in_features) with in_features at least 1",
-         describe("weight", weight));
-  }
-  Tensor rows = weight;
-  if (weight.scalar_type() == ScalarType::Half || weight.scalar_type() == ScalarType::Double) {
-    rows = torch::stable::to(weight, ScalarType::Float);
-  }
-  const Element type = element_of(kOp, "weight", rows);
-  const Matrix matrix = as_matrix(rows, weight.size(1));
-  const int64_t out = weight.size(0);
-  Tensor q = torch::stable::new_empty(weight, std::vector<int64_t>{out, weight.size(1)},
-                                      ScalarType::Char);
-  Tensor scale = torch::stable::new_empty(weight, std::vector<int64_t>{out, 1}, ScalarType::Float);
-  quantize_channels(matrix.rows, weight.size(1), type,
-                    static_cast<int8_t*>(q.mutable_data_ptr()),
-                    static_cast<float*>(scale.mutable_data_ptr()), torch_threads());
-  return {q, scale};
-}
-
 }  // namespace
 }  // namespace ftrt::bindings
 
 STABLE_TORCH_LIBRARY_IMPL(ftrt, CPU, m) {
-  m.impl("quantize_per_channel", TORCH_BOX(&ftrt::bindings::quantize_per_channel));
-  m.impl("quantize_per_token", TORCH_BOX(&ftrt::bindings::quantize_per_token));
   m.impl("int8_linear", TORCH_BOX(&ftrt::bindings::int8_linear));
   m.impl("int8_linear_dx", TORCH_BOX(&ftrt::bindings::int8_linear_dx));
   m.impl("int8_lora_linear", TORCH_BOX(&ftrt::bindings::int8_lora_linear));
