@@ -19,13 +19,13 @@ from collections.abc import Callable
 
 import torch
 from captured import capture, layer_errors
-from gates import cosine
+from gates import cosine, failures
 from linear_problem import Exact, make_problem, random_rows
 from linear_variants import own_variants
 from linears import away
 from machine import start
 from model_variants import ModelVariant, build, set_factors
-from records import Records, parser
+from records import Records, parser, verdict
 from torch import Tensor, nn
 from workloads import Workload, make_workload
 
@@ -85,19 +85,33 @@ def _print_layers(
     layers: dict[str, nn.Module],
     variant: ModelVariant,
 ) -> None:
-    for place, found in errors.items():
-        # a layer that fell back to w8a16 must be as exact as w8a16
-        own_gate = getattr(layers[place], "compute", gate)
-        records.gate(f"captured {name} {place}", own_gate, found)
-        records.write("captured", name=name, layer=place, compute=own_gate, errors=found)
+    """One line for a variant, a verdict, and where it is past its bound."""
     if not errors:
         away(records, f"captured {name}", RuntimeError("no adapted layer was found"))
         return
+    faults: dict[str, dict[str, list[str]]] = {}
+    for place, found in errors.items():
+        # a layer that fell back to w8a16 must be as exact as w8a16
+        own_gate = getattr(layers[place], "compute", gate)
+        past = failures(own_gate, found)
+        records.write(
+            "captured", name=name, layer=place, compute=own_gate, errors=found, faults=past
+        )
+        if past:
+            faults.setdefault(own_gate, {})[place] = past
     cells = []
-    for key, worst in (("y", max), ("dx", max), ("da_cosine", min), ("db_cosine", min)):
-        values = [found[key] for found in errors.values()]
-        cells.append(f"{key} median {statistics.median(values):.4g} worst {worst(values):.4g}")
+    keys = ("y", "y_dequantized", "dx", "da_cosine", "db_cosine")
+    for key in keys:
+        values = [found[key] for found in errors.values() if key in found]
+        if values:
+            worst = min(values) if key.endswith("cosine") else max(values)
+            cells.append(f"{key} median {statistics.median(values):.4g} worst {worst:.4g}")
     print(f"  {name:<12}" + "; ".join(cells), variant.notes or "", flush=True)
+    share = 1 - sum(map(len, faults.values())) / len(errors)
+    verdict(records, f"captured x, {name}: share of layers within the bound", share, 1.0)
+    for own_gate, by_place in faults.items():
+        first = "; ".join(f"{place}: {past[0]}" for place, past in list(by_place.items())[:3])
+        print(f"{'':>14}{len(by_place)} layers that compute {own_gate}, such as {first}")
 
 
 def whole_gradients(records: Records, workload: Workload) -> None:

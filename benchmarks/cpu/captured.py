@@ -69,12 +69,15 @@ def capture(model: nn.Module, targets: Sequence[str], batch: Batch) -> dict[str,
 def layer_errors(layer: nn.Module, captured: Captured, *, rank: int = 16) -> dict[str, float]:
     """Errors of y and dx, cosines of dA and dB, of `layer` with an update through `lora_forward`.
 
+    For an int8 layer also `y_dequantized`, against the product of its own rounded weight: what is
+    left of y's error there is the computation, and the rest is the grid.
+
     Args:
         layer: `nn.Linear` or `Int8Linear`, computing as calibration left it.
         captured: the same layer's inputs; what is right is computed from it in float64.
         rank: of random factors A and B, neither zero.
     """
-    from ftrt.nn import lora_forward
+    from ftrt.nn import Int8Linear, lora_forward
 
     out_features, in_features = captured.weight.shape
     generator = torch.Generator().manual_seed(0)
@@ -89,8 +92,14 @@ def layer_errors(layer: nn.Module, captured: Captured, *, rank: int = 16) -> dic
     bias = 0.0 if captured.bias is None else captured.bias.double()
     ds = 2.0 * grad64 @ b64
     hidden = x64 @ a64.T
+    rest = 2.0 * hidden @ b64.T + bias
+    rounded = {}
+    if isinstance(layer, Int8Linear):
+        own = layer.qweight.double() * layer.scale.double()
+        rounded["y_dequantized"] = relative_error(y.detach(), x64 @ own.T + rest)
     return {
-        "y": relative_error(y.detach(), x64 @ weight.T + 2.0 * hidden @ b64.T + bias),
+        "y": relative_error(y.detach(), x64 @ weight.T + rest),
+        **rounded,
         "dx": relative_error(x.grad, grad64 @ weight + ds @ a64),
         "da_cosine": cosine(a.grad, ds.T @ x64),
         "db_cosine": cosine(b.grad, 2.0 * grad64.T @ hidden),

@@ -87,7 +87,8 @@ def _merged(layer: Any, weight: Tensor, name: str) -> tuple[Tensor, Tensor | Non
     layer.base_layer = linear
     try:
         layer.merge(safe_merge=True)
-    except ValueError as error:
+    # PEFT's own layers say ValueError
+    except (ValueError, CheckpointError) as error:
         raise CheckpointError(f"merge of {name}: {error}") from error
     merged = layer.get_base_layer()
     return merged.weight.detach(), merged.bias

@@ -221,14 +221,21 @@ class _Session:
                 f"{folder}: its files must hold the weights of {type(model).__name__}; none of"
                 f" their {len(self.shards.names())} tensors has a place in it"
             )
+        self._log(folder, model, report)
+
+    def _log(self, folder: Path, model: Any, report: Mapping[str, Any]) -> None:
+        """Say what is missing or left over; of the head, where that is expected, in a whisper."""
+        prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
         for key, text in (
             ("missing_keys", "start untrained, since the checkpoint lacks them"),
             ("unexpected_keys", "of the checkpoint have no place in the model"),
         ):
             names = sorted(report.get(key) or ())
-            if names:
-                more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-                logger.info("%s: %s%s %s", folder, ", ".join(names[:SHOWN]), more, text)
+            for level, is_backbone in ((logging.INFO, True), (logging.DEBUG, False)):
+                some = [name for name in names if name.startswith(prefix) == is_backbone]
+                if some:
+                    more = f" and {len(some) - SHOWN} more" if len(some) > SHOWN else ""
+                    logger.log(level, "%s: %s%s %s", folder, ", ".join(some[:SHOWN]), more, text)
 
     def _source(
         self, module: nn.Module, name: str, value: _Lazy, reference: Tensor

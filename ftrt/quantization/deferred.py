@@ -36,8 +36,10 @@ from ftrt.quantization.int8_linear import Int8Linear
 from ftrt.quantization.llm_int8 import read_layer
 from ftrt.quantization.shards import Shards
 
-# Weights quantized at a time: their float32 intermediates take a few tens of MB at most.
-BLOCK_WEIGHTS = 1 << 18
+# Weights quantized at a time. Their float32 intermediates take 256 KiB each: freed megabytes
+# between which something small stays alive cannot be used for the next layer, and add up over a
+# model.
+BLOCK_WEIGHTS = 1 << 16
 
 _SOURCE = "_ftrt_weight_source"
 

@@ -226,7 +226,17 @@ class Int8Linear(nn.Module):
         return self._shared.quantize(x, self.outliers, self._columns)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features), dtype of x, or under autocast its dtype."""
+        """(..., in_features) -> (..., out_features), dtype of x, or under autocast its dtype.
+
+        Raises:
+            UsageError: x has another number of features.
+        """
+        # the op sees packed weights only, padded to a multiple of 4 input features
+        if x.dim() == 0 or x.shape[-1] != self.in_features:
+            raise UsageError(
+                f"Int8Linear: x must be (..., in_features) with in_features {self.in_features}; got"
+                f" {tuple(x.shape)}"
+            )
         return int8_linear(
             x,
             self.packed,

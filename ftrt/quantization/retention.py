@@ -16,7 +16,7 @@ D on average however small D is, and the projection stays near 1 while the adapt
 rounding. The residual counts that rounding in every direction of x and is above 1 for adapters that
 work: the same noise is in any int8 weight, and x sums it away except along the few directions that
 the adapter reads. `retained` counts it just there: 1 is a delta that survives whole, 0 one that is
-no better than none at all. For a delta of full rank P is the identity, and retained is
+no better than none at all. For a delta without a low rank P is the identity, and retained is
 1 - residual².
 """
 
@@ -39,6 +39,8 @@ from ftrt.quantization.granularity import PerChannel
 SKETCH = 264
 # Of ‖D‖², the share that the row space holds; what is left is the rounding of W + D in float32.
 ENERGY = 0.9999
+# Of ‖D‖², what must lie in the row space that was found; less, and the delta has no low rank.
+FOUND = 0.999
 
 
 @dataclass(frozen=True)
@@ -106,18 +108,20 @@ def layer_retention(
     del original
     error = dequantize(qweight, scale).sub_(grid).sub_(delta)
     del grid
-    basis = _row_space(delta)
-    seen = delta if basis is None else delta @ basis
-    seen_error = error if basis is None else error @ basis
     squared, wrong = _squared(delta), _squared(error)
+    basis = _row_space(delta)
+    seen, seen_error = _squared(delta @ basis), _squared(error @ basis)
+    if seen < FOUND * squared:
+        # no low rank: the adapter answers to all inputs
+        seen, seen_error = squared, wrong
     return LayerRetention(
         name,
         delta=squared,
         # E = D + (E - D)
         aligned=squared + float((error.double() * delta).sum()),
         error=wrong,
-        seen=_squared(seen),
-        seen_error=_squared(seen_error),
+        seen=seen,
+        seen_error=seen_error,
     )
 
 
@@ -130,9 +134,9 @@ def total_retention(layers: Iterable[LayerRetention]) -> LayerRetention:
     return LayerRetention("all layers", **sums)
 
 
-def _row_space(delta: Tensor) -> Tensor | None:
-    """(in_features, rank): an orthonormal basis of the inputs that `delta` answers to; None for all
-    inputs. Found from the images of random vectors, so it costs two thin products.
+def _row_space(delta: Tensor) -> Tensor:
+    """(in_features, rank): an orthonormal basis of the inputs that `delta` answers to most. Found
+    from the images of random vectors, so it costs two thin products.
 
     Source: Halko, Martinsson and Tropp 2011, https://arxiv.org/abs/0909.4061, algorithm 4.1.
     """
@@ -141,10 +145,9 @@ def _row_space(delta: Tensor) -> Tensor | None:
     probes = torch.randn(delta.shape[0], count, generator=generator)
     directions, values, _ = torch.linalg.svd(delta.T @ probes, full_matrices=False)
     energy = values.double().square().cumsum(0)
-    if not energy.numel() or energy[-1] == 0:
-        return None
-    rank = int((energy < ENERGY * energy[-1]).sum()) + 1
-    return None if rank >= min(SKETCH, delta.shape[1]) else directions[:, :rank]
+    rank = int((energy < ENERGY * energy[-1]).sum()) + 1 if count else 0
+    basis: Tensor = directions[:, :rank]
+    return basis
 
 
 def _squared(tensor: Tensor) -> float:

@@ -143,3 +143,10 @@ def test_groups_that_do_not_divide_are_an_error():
     assert str(caught.value) == (
         "Int8Linear: groups must divide in_features; got groups 5, in_features 12"
     )
+
+
+@pytest.mark.parametrize("features", [11, 13, 16])
+def test_an_input_of_another_width_is_an_error(features):
+    layer = Int8Linear.from_linear(linear(in_features=13 if features != 13 else 12), PerChannel())
+    with pytest.raises(UsageError, match="with in_features 1[23]; got"):
+        layer(torch.ones(2, features))

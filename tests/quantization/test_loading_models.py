@@ -186,7 +186,7 @@ def test_peak_memory_is_the_int8_model_and_one_tensor(tmp_path):
         return map(int, done.stdout.split())
 
     peak, size = measure("one by one")
-    slack = 4 << 20  # the heap's own, and what imports lazily
+    slack = 6 << 20  # holes in the heap, and what imports lazily
     assert size < 0.55 * floats
     assert peak <= size + largest + slack, f"{peak / size:.2f} of the int8 model's size"
     assert next(measure("whole")) > floats
