@@ -63,14 +63,7 @@ std::unique_ptr<float[], Free> forward_factor(const LinearForward& task) {
 
 }  // namespace
 
-void linear_forward(const LinearForward& task, const Threads& threads) {
-  std::unique_ptr<float[], Free> factor;
-  const int64_t columns = task.update.rank + task.quantized.outlier_count;
-  if (columns > 0) {
-    hidden(task, threads);
-    factor = forward_factor(task);
-  }
-  if (suits_few_rows(task)) return few_rows_forward(task, factor.get(), threads);
+void rows_forward(const LinearForward& task, const float* factor, const Threads& threads) {
   const Weight& weight = task.weight;
   Gemm gemm = product(task.x.rows, weight.in_features, weight.out_features, task.type);
   gemm.left = rows_operand(task.x, task.type);
@@ -83,10 +76,23 @@ void linear_forward(const LinearForward& task, const Threads& threads) {
   if (weight.groups == 1) gemm.epilogue.col_scale = weight.scale;
   gemm.epilogue.bias = task.bias;
   gemm.epilogue.low_left = task.h;
-  gemm.epilogue.low_right = factor.get();
-  gemm.epilogue.rank = columns;
+  gemm.epilogue.low_right = factor;
+  gemm.epilogue.rank = task.update.rank + task.quantized.outlier_count;
   write_to(gemm, task.y, task.type, weight.out_features);
   cpu::run_gemm(gemm, threads);
+}
+
+void linear_forward(const LinearForward& task, const Threads& threads) {
+  std::unique_ptr<float[], Free> factor;
+  if (task.update.rank + task.quantized.outlier_count > 0) {
+    hidden(task, threads);
+    factor = forward_factor(task);
+  }
+  if (suits_few_rows(task)) {
+    few_rows_forward(task, factor.get(), threads);
+  } else {
+    rows_forward(task, factor.get(), threads);
+  }
 }
 
 void quantize_tokens(const Rows& x, int64_t features, Element type, const int64_t* outliers,

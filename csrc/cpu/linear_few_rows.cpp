@@ -4,6 +4,7 @@
 // than that. The int8 product reads the packed weights as they are, so x becomes two int8 numbers,
 // x = scale[m] · (high + low / 254): 16-bit fixed point. What is left is at most max |x_m| / 2^16,
 // less than what rounding y to bfloat16 loses.
+#include <cmath>
 #include <memory>
 
 #include "linear_parts.h"
@@ -65,6 +66,17 @@ void few_rows_forward(const LinearForward& task, const float* factor, const Thre
       const float y = sums[m * out + n] + sums[(rows + m) * out + n] + bias;
       write_float(task.y, task.type, m * out + n, y);
     }
+  }
+  // int8 has no infinity: such a row is computed on floats
+  for (int64_t m = 0; m < rows; ++m) {
+    if (std::isfinite(scale[m])) continue;
+    const int64_t bytes = element_bytes(task.type);
+    LinearForward row = task;
+    row.x.data = static_cast<const uint8_t*>(task.x.data) + m * task.x.stride * bytes;
+    row.x.rows = 1;
+    row.h = task.h + m * columns;
+    row.y = static_cast<uint8_t*>(task.y) + m * out * bytes;
+    rows_forward(row, factor, threads);
   }
 }
 

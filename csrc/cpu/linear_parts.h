@@ -12,8 +12,11 @@
 
 namespace ftrt {
 
-// The forward pass of W8A16 for few rows (linear_few_rows.cpp), and whether it suits the task.
+// y of a task whose h is there.
 //   factor: (rank + outlier_count, out_features), what h is multiplied by
+void rows_forward(const LinearForward& task, const float* factor, const Threads& threads);
+
+// The same for few rows of W8A16 (linear_few_rows.cpp), and whether that suits the task.
 bool suits_few_rows(const LinearForward& task);
 void few_rows_forward(const LinearForward& task, const float* factor, const Threads& threads);
 
