@@ -1,6 +1,7 @@
 """What the compiled extension depends on, and how setup.py behaves when it cannot be compiled."""
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -33,6 +34,17 @@ def test_the_binary_brings_no_openmp_runtime():
     assert "NEEDED" in output and not re.search(r"lib(gomp|omp|iomp)", output)
 
 
+@pytest.mark.skipif(EXTENSION.module is None, reason="ftrt._C is not built")
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="objdump is not installed")
+def test_the_amx_level_is_made_of_tile_instructions():
+    if "amx" not in EXTENSION.module.built_isas():
+        pytest.skip("built without the level amx")
+    command = ["objdump", "-d", "--no-show-raw-insn", EXTENSION.module.__file__]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = set(re.findall(r"\b(ldtilecfg|tileloadd|tdpbssd|tdpbf16ps|tilestored)\b", output))
+    assert len(found) == 5
+
+
 def build(tmp_path, **environment):
     env = {k: v for k, v in os.environ.items() if k not in ("CXX", "FTRT_BUILD")} | environment
     folders = ["--build-lib", str(tmp_path / "lib"), "--build-temp", str(tmp_path / "temp")]
@@ -63,6 +75,25 @@ def test_a_compiler_that_fails_is_reported(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "ftrt._C is not built: the compiler failed" in result.stdout + result.stderr
     assert build(tmp_path, CXX=str(compiler), FTRT_BUILD="1").returncode != 0
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="levels of x86")
+def test_levels_the_compiler_is_too_old_for_are_left_out_with_a_note(tmp_path):
+    # knows nothing of AMX, compiles probes, and fails on real sources to spare the time
+    compiler = tmp_path / "g++"
+    compiler.write_text(
+        '#!/bin/sh\ncase "$*" in *--version*) echo g++ 10; exit 0;; *-mamx*) exit 1;; esac\n'
+        f'case "$*" in *probe.cpp*) exec {shutil.which("g++")} "$@";; esac\nexit 3\n'
+    )
+    compiler.chmod(0o755)
+    result = build(tmp_path, CXX=str(compiler))
+    output = result.stdout + result.stderr
+    assert "ftrt._C is built without kernels for amx" in output
+    assert "does not compile for amx. A newer compiler does" in output
+    ninja = next(tmp_path.rglob("build.ninja")).read_text()
+    assert "gemm_avx512_bf16.cpp" in ninja and "-DFTRT_BUILD_AVX512_BF16" in ninja
+    assert "gemm_amx.cpp" not in ninja and "-DFTRT_BUILD_AMX" not in ninja
 
 
 def test_the_extension_can_be_left_out(tmp_path):

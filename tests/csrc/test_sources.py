@@ -4,7 +4,9 @@ import re
 from pathlib import Path
 
 CSRC = Path(__file__).parents[2] / "csrc"
-SOURCES = sorted(path for path in CSRC.rglob("*") if path.suffix in (".h", ".cpp", ".cu", ".cuh"))
+TESTS = Path(__file__).parent / "cpp"
+SUFFIXES = (".h", ".cpp", ".cu", ".cuh")
+SOURCES = sorted(path for path in CSRC.rglob("*") if path.suffix in SUFFIXES)
 INCLUDE = re.compile(r'^\s*#\s*include\s+[<"]([^>"]+)[>"]', re.MULTILINE)
 
 
@@ -52,8 +54,16 @@ def test_what_every_instruction_set_includes_has_no_standard_library_code():
         assert system <= {"cstdint", "cstring"}, path
 
 
+def test_each_level_has_kernels_and_only_tests_emulate_tiles():
+    setup = (CSRC.parent / "setup.py").read_text()
+    levels = re.findall(r'IsaLevel\("(\w+)"', setup)
+    kernels = {p.stem.removeprefix("gemm_") for p in (CSRC / "cpu").glob("gemm_*.cpp")}
+    assert kernels == {"portable", "driver", *levels} and len(levels) == 5
+    assert "FTRT_EMULATE_AMX" not in setup
+
+
 def test_sources_are_short_and_narrow():
-    for path in SOURCES:
+    for path in (*SOURCES, *TESTS.iterdir()):
         lines = path.read_text().splitlines()
         assert len(lines) <= 300, path
         assert not [n for n, line in enumerate(lines, 1) if len(line) > 100], path

@@ -1,5 +1,5 @@
-// Random products of csrc/cpu/gemm.h with operands in buffers of exactly their size, and the same in
-// float64.
+// Random products of csrc/cpu/gemm.h with operands in buffers of exactly their size, and the same
+// in float64.
 #pragma once
 
 #include <string>
