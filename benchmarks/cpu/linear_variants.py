@@ -34,6 +34,7 @@ class Variant:
         adapters: the trainable A and B, empty without an update.
         context: what forward runs in.
         weight_bytes: what the frozen weight takes.
+        held: the tensors it is held in, where no module of the problem's has them.
         finish: (x, forward's result) -> y, untimed, where forward leaves y unscaled.
     """
 
@@ -45,6 +46,7 @@ class Variant:
     context: Callable[[], AbstractContextManager[None]] = nullcontext
     weight_bytes: int = 0
     finish: Callable[[Tensor, Tensor], Tensor] = lambda x, y: y
+    held: tuple[Tensor, ...] = ()
 
     def call(self, xs: list[Tensor], grads: list[Tensor]) -> Callable[[int], Phases]:
         """A timed forward and backward on buffer `round % len`."""
@@ -130,7 +132,15 @@ def own_variants(problem: Problem) -> Iterator[Variant]:
         def forward(x: Tensor, a: Tensor = a, b: Tensor = b, compute: str = compute) -> Tensor:
             return ops.int8_lora_linear(x, packed, scale, None, a, b, scaling, compute=compute)
 
-        yield Variant(f"ftrt {compute}", compute, rate, forward, (a, b), weight_bytes=packed.nbytes)
+        yield Variant(
+            f"ftrt {compute}",
+            compute,
+            rate,
+            forward,
+            (a, b),
+            weight_bytes=packed.nbytes,
+            held=(packed, scale),
+        )
     a, b = _factors(problem, torch.float32)
     weight = problem.weight
     yield Variant(

@@ -155,7 +155,7 @@ class Table:
             self._row("floor", variant, rounds, OWN_FLOORS, "forward", ceilings, errors)
 
     def _frozen(self, variant: Variant) -> set[int]:
-        tensors = [self.problem.weight, self.problem.qweight, self.problem.scale]
+        tensors = [self.problem.weight, self.problem.qweight, self.problem.scale, *variant.held]
         layer = variant.forward
         if isinstance(layer, torch.nn.Module):
             tensors += [*layer.parameters(), *layer.buffers()]
