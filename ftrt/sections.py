@@ -75,6 +75,9 @@ class CalibrationSection(Section):
     max_error: float = Field(
         default=0.02, gt=0, le=1, description="Relative error above which a layer computes w8a16."
     )
+    max_gradient_error: float = Field(
+        default=0.045, gt=0, le=1, description="The same for the gradient; cosine 0.999."
+    )
     max_outliers: int = Field(
         default=16, ge=0, le=128, description="Input columns that a layer may compute in float."
     )

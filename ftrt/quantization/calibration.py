@@ -79,6 +79,7 @@ def calibrate(
     batches: Iterable[Any],
     *,
     max_error: float = 0.02,
+    max_gradient_error: float = 0.045,
     max_outliers: int = 16,
     max_sequences: int = MAX_SEQUENCES,
 ) -> list[LayerChoice]:
@@ -92,8 +93,10 @@ def calibrate(
         model: with layers that compute w8a8; those in w8a16 are left alone.
         batches: mappings (called as `model(**batch)`), sequences (`model(*batch)`) or tensors, of
             the kind the model trains on and on its device.
-        max_error: relative Frobenius error of w8a8 against w8a16, of y and of the gradient for x,
-            above which a layer falls back to w8a16.
+        max_error: relative Frobenius error of y in w8a8 against w8a16, above which a layer falls
+            back to w8a16.
+        max_gradient_error: the same for the gradient for x. It may be larger: it is noise of a
+            step, not of the model, and at √(2 · 0.001) = 0.045 the cosine to the true one is 0.999.
         max_outliers: outlier columns a layer may have; 0 for none.
         max_sequences: rows of the batches that are used.
 
@@ -104,7 +107,8 @@ def calibrate(
         UsageError: no layer computes w8a8, there is no batch, or a bound makes no sense.
     """
     layers = {n: layer for n, layer in int8_layers(model).items() if layer.compute == "w8a8"}
-    _check(layers, max_error=max_error, max_outliers=max_outliers, max_sequences=max_sequences)
+    bounds = {"output": max_error, "gradient": max_gradient_error}
+    _check(layers, bounds, max_outliers=max_outliers, max_sequences=max_sequences)
     kept = _first(batches, max_sequences)
     before = {name: layer.outlier_columns for name, layer in layers.items()}
     seen = {name: _Seen() for name in layers}
@@ -120,7 +124,7 @@ def calibrate(
         for name, layer in layers.items():
             layer.set_compute("w8a8", before[name])
         raise
-    choices = [_choose(name, facts, max_error) for name, facts in seen.items()]
+    choices = [_choose(name, facts, bounds) for name, facts in seen.items()]
     apply_choices(model, choices)
     sequences = sum(map(sequences_in, kept))
     _log(choices, sequences=sequences, max_error=max_error, has_gradient=has_gradient)
@@ -128,17 +132,22 @@ def calibrate(
 
 
 def _check(
-    layers: dict[str, Int8Linear], *, max_error: float, max_outliers: int, max_sequences: int
+    layers: dict[str, Int8Linear],
+    bounds: dict[str, float],
+    *,
+    max_outliers: int,
+    max_sequences: int,
 ) -> None:
     if not layers:
         raise UsageError(
             "calibrate: some layer must compute w8a8; none does. Convert the model with"
             ' quantize_linears(model, compute="w8a8") first'
         )
-    if not 0 < max_error or max_outliers < 0 or max_sequences < 1:
+    if not all(bound > 0 for bound in bounds.values()) or max_outliers < 0 or max_sequences < 1:
         raise UsageError(
-            "calibrate: max_error must be above 0, max_outliers at least 0 and max_sequences at"
-            f" least 1; got {max_error}, {max_outliers} and {max_sequences}"
+            "calibrate: max_error and max_gradient_error must be above 0, max_outliers at least 0"
+            f" and max_sequences at least 1; got {bounds['output']}, {bounds['gradient']},"
+            f" {max_outliers} and {max_sequences}"
         )
 
 
@@ -239,16 +248,16 @@ def _product(
     return int8_linear(rows, layer.packed, layer.scale, compute=compute, outliers=outliers)
 
 
-def _choose(name: str, facts: _Seen, max_error: float) -> LayerChoice:
+def _choose(name: str, facts: _Seen, bounds: dict[str, float]) -> LayerChoice:
     before, gradient = facts.plain.value, facts.gradient.value
     error = facts.remedied.value if facts.columns else before
     if before is None or error is None:
         return LayerChoice(name, "w8a16", reason="no input other than zero reached it")
     too_large = [
-        f"{what} error {value:.4f} > {max_error:g}"
+        f"{what} error {value:.4f} > {bounds[what]:g}"
         for what, value in (("output", error), ("gradient", gradient))
         # `not <=` also catches NaN
-        if value is not None and not value <= max_error
+        if value is not None and not value <= bounds[what]
     ]
     if too_large:
         reason = " and ".join(too_large)

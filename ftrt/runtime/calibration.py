@@ -70,6 +70,7 @@ def on_batches(section: QuantizationSection | None, batches: Iterable[Any]) -> C
                 model,
                 batches,
                 max_error=bounds.max_error,
+                max_gradient_error=bounds.max_gradient_error,
                 max_outliers=bounds.max_outliers,
                 max_sequences=bounds.sequences,
             )
