@@ -141,6 +141,16 @@ inline void check_outliers(const char* op, const std::optional<Tensor>& outliers
   }
 }
 
+// A forward pass takes both or neither; a backward pass may do without xq.
+inline void check_given_together(const char* op, const std::optional<Tensor>& xq,
+                                 const std::optional<Tensor>& xscale) {
+  if (xq.has_value() == xscale.has_value()) return;
+  const auto text = [](const char* name, const std::optional<Tensor>& tensor) {
+    return tensor.has_value() ? describe(name, *tensor) : std::string(name) + " None";
+  };
+  fail(op, "xq and xscale must be given together", text("xq", xq) + ", " + text("xscale", xscale));
+}
+
 inline void check_quantized(const char* op, const std::optional<Tensor>& xq,
                             const std::optional<Tensor>& xscale, const Tensor& scale, int64_t rows,
                             int64_t in_features) {

@@ -86,6 +86,7 @@ Tensor int8_linear(Tensor x, Optional xq, Optional xscale, Tensor qweight, Tenso
   task.weight = int8_weight(kOp, qweight, scale, last_size(x));
   const Matrix matrix = as_matrix(x, task.weight.in_features);
   task.x = matrix.rows;
+  check_given_together(kOp, xq, xscale);
   task.quantized =
       quantized_input(kOp, xq, xscale, outliers, scale, task.x.rows, task.weight.in_features);
   task.bias = float_bias(kOp, bias, task.weight.out_features);
@@ -131,6 +132,7 @@ std::tuple<Tensor, Tensor> int8_lora_linear(Tensor x, Optional xq, Optional xsca
   const int64_t out_features = task.weight.out_features;
   const Matrix matrix = as_matrix(x, in_features);
   task.x = matrix.rows;
+  check_given_together(kOp, xq, xscale);
   task.quantized = quantized_input(kOp, xq, xscale, outliers, scale, task.x.rows, in_features);
   task.bias = float_bias(kOp, bias, out_features);
   const Factors factors = factors_of(kOp, a, b, scaling, dropout, seed, x.scalar_type(),

@@ -1,9 +1,10 @@
 // W8A16 for few rows of bfloat16: generation, not training.
 //
 // So few rows wait for the weights to arrive, and widening each weight to a float would take longer
-// than that. The int8 product reads the packed weights as they are, so x becomes two int8 numbers,
-// x = scale[m] · (high + low / 254): 16-bit fixed point. What is left is at most max |x_m| / 2^16,
-// less than what rounding y to bfloat16 loses.
+// than that. The int8 product reads the packed weights as they are, so x becomes three int8 numbers,
+// x = scale[m] · (high + middle / 254 + low / 254²): 24-bit fixed point. What is left of an element
+// is at most max |x_m| / 2^24, which a float32 sum with that element loses too. Two numbers would
+// not do: language models have columns a thousand times the others, with small weights.
 #include <cmath>
 #include <memory>
 
@@ -12,27 +13,35 @@
 namespace ftrt {
 namespace {
 
-// high above low: q (2 rows, in_features) and scale (2 rows).
+constexpr int64_t kParts = 3;
+
+// q (kParts · rows, in_features) and scale (kParts · rows): high above middle above low. Each is the
+// quantized rest of those before it; double holds a rest exactly.
 void split(const LinearForward& task, int8_t* q, float* scale, const Threads& threads) {
   const int64_t rows = task.x.rows;
   const int64_t in = task.weight.in_features;
   quantize_tokens(task.x, in, task.type, nullptr, 0, q, scale, threads);
   auto rest = buffer<float>(rows * in);
-  for (int64_t m = 0; m < rows; ++m) {
-    for (int64_t k = 0; k < in; ++k) {
-      const float x = read_float(task.x.data, task.type, m * task.x.stride + k);
-      rest[m * in + k] = x - scale[m] * static_cast<float>(q[m * in + k]);
+  for (int64_t part = 1; part < kParts; ++part) {
+    for (int64_t m = 0; m < rows; ++m) {
+      for (int64_t k = 0; k < in; ++k) {
+        double x = read_float(task.x.data, task.type, m * task.x.stride + k);
+        for (int64_t p = 0; p < part; ++p) {
+          x -= static_cast<double>(scale[p * rows + m]) * q[(p * rows + m) * in + k];
+        }
+        rest[m * in + k] = static_cast<float>(x);
+      }
     }
+    quantize_tokens({rest.get(), rows, in}, in, Element::kFloat32, nullptr, 0,
+                    q + part * rows * in, scale + part * rows, threads);
   }
-  quantize_tokens({rest.get(), rows, in}, in, Element::kFloat32, nullptr, 0, q + rows * in,
-                  scale + rows, threads);
 }
 
 }  // namespace
 
 bool suits_few_rows(const LinearForward& task) {
-  // twice the rows must stay bound by memory: beyond, bfloat16 products are as fast
-  constexpr int64_t kMaxRows = 16;
+  // above, three products take longer than one on bfloat16
+  constexpr int64_t kMaxRows = 8;
   return task.quantized.q == nullptr && task.type == Element::kBFloat16 &&
          task.weight.groups == 1 && task.x.rows <= kMaxRows &&
          task.weight.in_features <= kMaxInt8Depth && cpu::int8_kind() == cpu::Kind::kS8x4;
@@ -42,15 +51,15 @@ void few_rows_forward(const LinearForward& task, const float* factor, const Thre
   const int64_t rows = task.x.rows;
   const int64_t out = task.weight.out_features;
   const int64_t columns = task.update.rank + task.quantized.outlier_count;
-  auto q = buffer<int8_t>(2 * rows * task.weight.in_features);
-  auto scale = buffer<float>(2 * rows);
+  auto q = buffer<int8_t>(kParts * rows * task.weight.in_features);
+  auto scale = buffer<float>(kParts * rows);
   split(task, q.get(), scale.get(), threads);
-  // the update goes to the high half alone
-  auto h = buffer<float>(2 * rows * columns);
-  for (int64_t i = 0; i < 2 * rows * columns; ++i) h[i] = i < rows * columns ? task.h[i] : 0.0f;
-  auto sums = buffer<float>(2 * rows * out);
-  Gemm gemm = product(2 * rows, task.weight.in_features, out, task.type);
-  gemm.left = rows_operand({q.get(), 2 * rows, task.weight.in_features}, Element::kInt8);
+  // the update goes to the high part alone
+  auto h = buffer<float>(kParts * rows * columns);
+  for (int64_t i = 0; i < kParts * rows * columns; ++i) h[i] = i < rows * columns ? task.h[i] : 0.0f;
+  auto sums = buffer<float>(kParts * rows * out);
+  Gemm gemm = product(kParts * rows, task.weight.in_features, out, task.type);
+  gemm.left = rows_operand({q.get(), kParts * rows, task.weight.in_features}, Element::kInt8);
   gemm.right = weight_operand(task.weight, true);
   gemm.kind = cpu::int8_kind();
   gemm.epilogue.row_scale = scale.get();
@@ -63,7 +72,8 @@ void few_rows_forward(const LinearForward& task, const float* factor, const Thre
   for (int64_t m = 0; m < rows; ++m) {
     for (int64_t n = 0; n < out; ++n) {
       const float bias = task.bias == nullptr ? 0.0f : task.bias[n];
-      const float y = sums[m * out + n] + sums[(rows + m) * out + n] + bias;
+      const float low = sums[(rows + m) * out + n] + sums[(2 * rows + m) * out + n];
+      const float y = sums[m * out + n] + low + bias;
       write_float(task.y, task.type, m * out + n, y);
     }
   }

@@ -14,7 +14,9 @@ __all__ = [
     "check_features",
     "check_float",
     "check_float_weight",
+    "check_given_together",
     "check_hidden",
+    "check_int8_depth",
     "check_outliers",
     "check_per_channel",
     "check_quantized",
@@ -33,6 +35,9 @@ from torch import Tensor
 
 # Up to here the low-rank part fits into the epilogue of a tile.
 MAX_RANK = 256
+
+# 2^31 / 128²
+MAX_INT8_DEPTH = 131072
 
 
 def describe(name: str, tensor: Tensor) -> str:
@@ -137,6 +142,7 @@ def check_quantized(
             fail(op, "xq and xscale must be given together", f"{describe('xq', xq)}, xscale None")
         return
     check_per_channel(op, scale)
+    check_int8_depth(op, "in_features", in_features)
     got = describe("xscale", xscale)
     if xq is not None:
         got = f"{describe('xq', xq)}, {got}"
@@ -146,6 +152,23 @@ def check_quantized(
             fail(op, rule, f"{got}, rows {rows}, in_features {in_features}")
     if xscale.dim() != 1 or xscale.shape[0] != rows or xscale.dtype != torch.float32:
         fail(op, "xscale must be (rows) float32, of the same x", f"{got}, rows {rows}")
+
+
+def check_given_together(op: str, xq: Tensor | None, xscale: Tensor | None) -> None:
+    """A forward pass takes both or neither; a backward pass may do without xq."""
+    if (xq is None) != (xscale is None):
+        given = [
+            f"{name} None" if tensor is None else describe(name, tensor)
+            for name, tensor in (("xq", xq), ("xscale", xscale))
+        ]
+        fail(op, "xq and xscale must be given together", ", ".join(given))
+
+
+def check_int8_depth(op: str, what: str, depth: int) -> None:
+    """The int32 sums of `depth` products of int8 cannot overflow."""
+    if depth > MAX_INT8_DEPTH:
+        rule = f"w8a8 sums in int32, of at most {MAX_INT8_DEPTH} products; use compute w8a16"
+        fail(op, rule, f"{what} {depth}")
 
 
 def check_outliers(op: str, outliers: Tensor | None) -> None:

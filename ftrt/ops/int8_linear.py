@@ -15,6 +15,7 @@ from ftrt.ops.autocast import cast_for_autocast
 from ftrt.ops.checks import (
     check_compute,
     check_features,
+    check_int8_depth,
     check_per_channel,
     check_weight,
     fail,
@@ -134,6 +135,7 @@ def _check_backward(
     check_features(_BACKWARD, "grad", grad, "out_features", fits=fits, of=qweight)
     if quantize:
         check_per_channel(_BACKWARD, scale)
+        check_int8_depth(_BACKWARD, "out_features", scale.shape[0])
 
 
 def _backward_reference(

@@ -14,6 +14,7 @@ from ftrt.ops.checks import (
     check_bias,
     check_columns,
     check_float,
+    check_given_together,
     check_outliers,
     check_quantized,
     check_row_major,
@@ -42,6 +43,7 @@ class Int8Operands:
         check_bias(op, self.bias, self.scale.shape[0])
         check_outliers(op, self.outliers)
         rows = math.prod(x.shape[:-1])
+        check_given_together(op, self.xq, self.xscale)
         check_quantized(op, self.xq, self.xscale, self.scale, rows=rows, in_features=in_features)
 
     def check_values(self, op: str, x: Tensor) -> None:

@@ -53,6 +53,23 @@ def test_bfloat16_is_rounded_once(isa):
     assert ((y.double() - exact).abs() <= bound).all()
 
 
+@pytest.mark.parametrize("rows", [1, 4, 32])
+@pytest.mark.parametrize("size", [1e2, 1e3, 1e4])
+def test_w8a16_keeps_small_values_beside_massive_ones(isa, rows, size):
+    # what language models do with a few columns whose weights are next to nothing
+    x = randn(rows, 400)
+    x[:, :3] *= size
+    x = x.to(torch.bfloat16)
+    qweight, scale, weight = weight_of(64, 400)
+    qweight[:, :3] = 0
+    weight[:, :3] = 0
+    expected = x.double() @ weight.T
+
+    error = (int8_linear(x, qweight, scale).double() - expected).norm() / expected.norm()
+
+    assert error <= 4e-3
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_nan_and_infinity_stay_in_their_row(isa, dtype):
     qweight, scale, _ = weight_of(33, 400, 1)

@@ -125,6 +125,10 @@ BAD = {
         lambda: raw(xscale=None),
         "ftrt::int8_linear: xq and xscale must be given together; got xq (2, 8) int8, xscale None",
     ),
+    "xscale alone": (
+        lambda: raw(xq=None),
+        "ftrt::int8_linear: xq and xscale must be given together; got xq None, xscale (2,) float32",
+    ),
     "another xq": (
         lambda: raw(xq=XQ[:1]),
         "ftrt::int8_linear: xq must be (rows, in_features) int8, contiguous, of the same x; got xq"
