@@ -1,10 +1,11 @@
 // W8A16 for few rows of bfloat16: generation, not training.
 //
 // So few rows wait for the weights to arrive, and widening each weight to a float would take longer
-// than that. The int8 product reads the packed weights as they are, so x becomes three int8 numbers,
-// x = scale[m] · (high + middle / 254 + low / 254²): 24-bit fixed point. What is left of an element
-// is at most max |x_m| / 2^24, which a float32 sum with that element loses too. Two numbers would
-// not do: language models have columns a thousand times the others, with small weights.
+// than that. The int8 product reads the packed weights as they are, so x becomes three int8
+// numbers, x = scale[m] · (high + middle / 254 + low / 254²): 24-bit fixed point. What is left of
+// an element is at most max |x_m| / 2^24, which a float32 sum with that element loses too. Two
+// numbers would not do: language models have columns a thousand times the others, with small
+// weights.
 #include <cmath>
 #include <memory>
 
@@ -15,25 +16,26 @@ namespace {
 
 constexpr int64_t kParts = 3;
 
-// q (kParts · rows, in_features) and scale (kParts · rows): high above middle above low. Each is the
-// quantized rest of those before it; double holds a rest exactly.
+// q (kParts · rows, in_features) and scale (kParts · rows): high above middle above low, each the
+// quantized rest of those before it.
 void split(const LinearForward& task, int8_t* q, float* scale, const Threads& threads) {
   const int64_t rows = task.x.rows;
   const int64_t in = task.weight.in_features;
-  quantize_tokens(task.x, in, task.type, nullptr, 0, q, scale, threads);
   auto rest = buffer<float>(rows * in);
-  for (int64_t part = 1; part < kParts; ++part) {
-    for (int64_t m = 0; m < rows; ++m) {
+  for (int64_t m = 0; m < rows; ++m) {
+    for (int64_t k = 0; k < in; ++k) {
+      rest[m * in + k] = read_float(task.x.data, Element::kBFloat16, m * task.x.stride + k);
+    }
+  }
+  for (int64_t part = 0; part < kParts; ++part, q += rows * in, scale += rows) {
+    quantize_tokens({rest.get(), rows, in}, in, Element::kFloat32, nullptr, 0, q, scale, threads);
+    for (int64_t m = 0; part + 1 < kParts && m < rows; ++m) {
+      float* left = rest.get() + m * in;
+      // in double: scale · q has more digits than a float
       for (int64_t k = 0; k < in; ++k) {
-        double x = read_float(task.x.data, task.type, m * task.x.stride + k);
-        for (int64_t p = 0; p < part; ++p) {
-          x -= static_cast<double>(scale[p * rows + m]) * q[(p * rows + m) * in + k];
-        }
-        rest[m * in + k] = static_cast<float>(x);
+        left[k] = static_cast<float>(left[k] - static_cast<double>(scale[m]) * q[m * in + k]);
       }
     }
-    quantize_tokens({rest.get(), rows, in}, in, Element::kFloat32, nullptr, 0,
-                    q + part * rows * in, scale + part * rows, threads);
   }
 }
 
@@ -55,8 +57,9 @@ void few_rows_forward(const LinearForward& task, const float* factor, const Thre
   auto scale = buffer<float>(kParts * rows);
   split(task, q.get(), scale.get(), threads);
   // the update goes to the high part alone
-  auto h = buffer<float>(kParts * rows * columns);
-  for (int64_t i = 0; i < kParts * rows * columns; ++i) h[i] = i < rows * columns ? task.h[i] : 0.0f;
+  const int64_t high = rows * columns;
+  auto h = buffer<float>(kParts * high);
+  for (int64_t i = 0; i < kParts * high; ++i) h[i] = i < high ? task.h[i] : 0.0f;
   auto sums = buffer<float>(kParts * rows * out);
   Gemm gemm = product(kParts * rows, task.weight.in_features, out, task.type);
   gemm.left = rows_operand({q.get(), kParts * rows, task.weight.in_features}, Element::kInt8);
@@ -74,7 +77,7 @@ void few_rows_forward(const LinearForward& task, const float* factor, const Thre
       const float bias = task.bias == nullptr ? 0.0f : task.bias[n];
       const float low = sums[(rows + m) * out + n] + sums[(2 * rows + m) * out + n];
       const float y = sums[m * out + n] + low + bias;
-      write_float(task.y, task.type, m * out + n, y);
+      write_float(task.y, Element::kBFloat16, m * out + n, y);
     }
   }
   // int8 has no infinity: such a row is computed on floats
