@@ -1,0 +1,68 @@
+"""A kernel: a `.cu` file, one entry point in it, and what is fixed when it is compiled."""
+
+__all__ = ["ARCHES", "Kernel"]
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from ftrt.kernels.signature import Signature
+
+# Architectures a kernel may be compiled for, oldest first, as nvcc spells them after `sm_`.
+ARCHES = ("80", "86", "89", "90a", "100", "120")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What is compiled and launched; `variant` makes another one of the same source.
+
+    Attributes:
+        name: of the function in the source, declared `extern "C" __global__`.
+        source: the `.cu` file. It may include the headers beside it and no other.
+        signature: the function's parameters, see `ftrt.kernels.signature`.
+        defines: macros, by name.
+        threads: in a block; the source says `__launch_bounds__` with the same number.
+        arches: of `ARCHES`, those it is for.
+        reference: the same computation in torch ops, with tensors where the kernel has pointers;
+            None if it is tested otherwise.
+    """
+
+    name: str
+    source: Path
+    signature: Signature
+    threads: int
+    defines: Mapping[str, str] = field(default_factory=dict)
+    arches: tuple[str, ...] = ARCHES
+    reference: Callable[..., Any] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "defines", MappingProxyType(dict(self.defines)))
+
+    def variant(self, **defines: str | int) -> "Kernel":
+        """The same source with these macros on top."""
+        return replace(self, defines={**self.defines, **{k: str(v) for k, v in defines.items()}})
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The defines as compiler options, sorted."""
+        return tuple(f"-D{name}={value}" for name, value in sorted(self.defines.items()))
+
+    @property
+    def label(self) -> str:
+        """Name and macros, for people: `w8a8_gemm[FTRT_ELEMENT=bfloat16]`."""
+        macros = ",".join(option.removeprefix("-D") for option in self.options)
+        return f"{self.name}[{macros}]" if macros else self.name
+
+    def headers(self) -> dict[str, str]:
+        """The headers beside the source, by the name an include has."""
+        return {p.name: p.read_text() for p in sorted(self.source.parent.glob("*.cuh"))}
+
+    def source_hash(self) -> str:
+        """sha256 of source and headers, hexadecimal."""
+        digest = hashlib.sha256(self.source.read_bytes())
+        for name, text in self.headers().items():
+            digest.update(f"\0{name}\0{text}".encode())
+        return digest.hexdigest()
