@@ -1,12 +1,13 @@
 """What the environment can set, read in one place."""
 
-__all__ = ["cache_dir", "cpu_isa", "is_offline"]
+__all__ = ["cache_dir", "cpu_isa", "cuda_ops", "is_offline"]
 
 import os
 from pathlib import Path
 
 from ftrt.errors import ConfigError, suggest
 
+CUDA_OPS = ("kernels", "reference")
 ISAS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
 
 
@@ -30,3 +31,12 @@ def cpu_isa() -> str | None:
         known = ", ".join(ISAS)
         raise ConfigError(f"FTRT_CPU_ISA: must be one of {known}; got {isa!r}{suggest(isa, ISAS)}")
     return isa
+
+
+def cuda_ops() -> str:
+    """`FTRT_CUDA`, what computes ops on CUDA tensors: "kernels", the default, or "reference"."""
+    ops = os.environ.get("FTRT_CUDA", "kernels")
+    if ops not in CUDA_OPS:
+        known = ", ".join(CUDA_OPS)
+        raise ConfigError(f"FTRT_CUDA: must be one of {known}; got {ops!r}{suggest(ops, CUDA_OPS)}")
+    return ops

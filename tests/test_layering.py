@@ -12,6 +12,7 @@ PACKAGE = REPOSITORY / "ftrt"
 ORDER = (
     "errors",
     "config",
+    "kernels",
     "ops",
     "quantization",
     "nn",

@@ -49,7 +49,7 @@ def lora_forward(
         b: (out_features, rank).
         scaling: alpha / rank; alpha / √rank for rsLoRA.
         dropout: probability of dropping an element of x on its way to a, as `nn.Dropout` in
-            training does; 0 in evaluation. Drawn from torch's global CPU generator.
+            training does; 0 in evaluation. Drawn from torch's global generator for the device of x.
         column_scale: (out_features) or None. With it, y = column_scale · (base(x) - bias + scaling
             · (drop(x) aᵀ) bᵀ) + bias: DoRA's magnitude over norm. bias is `base.bias`, if that is a
             tensor.
@@ -76,7 +76,7 @@ def lora_forward(
     if not _is_fusable(base, x, a):
         y = _unfused(base, x, a, b, scaling, dropout, bias if column_scale is not None else None)
     else:
-        seed = draw_seed() if dropout > 0 else None
+        seed = draw_seed(x.device) if dropout > 0 else None
         inner = bias if column_scale is None else None
         y = _fused(base, x, a, b, scaling, inner, dropout, seed)
     if column_scale is None:

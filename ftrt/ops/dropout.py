@@ -22,9 +22,16 @@ import torch
 from torch import Tensor
 
 
-def draw_seed() -> Tensor:
-    """A seed () int64 from torch's global CPU generator, which gradient checkpointing restores."""
-    return torch.randint(0, 2**63 - 1, (), dtype=torch.int64)
+def draw_seed(device: torch.device | str | None = None) -> Tensor:
+    """A seed () int64 on `device`, from torch's global generator for it.
+
+    Gradient checkpointing restores that generator, and a CUDA graph that holds the draw gives
+    another seed at each replay.
+
+    Args:
+        device: of x; by default torch's default device.
+    """
+    return torch.randint(0, 2**63 - 1, (), dtype=torch.int64, device=device)
 
 
 def dropout_mask(seed: Tensor, rows: int, columns: int, dropout: float) -> Tensor:

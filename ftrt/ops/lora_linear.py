@@ -62,8 +62,8 @@ def lora_linear(
         scaling: alpha / rank.
         dropout: probability of dropping an element of x on its way to a, 0 <= dropout < 1; kept
             ones are multiplied by 1 / (1 - dropout).
-        seed: () int64, `draw_seed()`, where dropout is above 0: the same seed drops the same
-            elements.
+        seed: () int64, `draw_seed(x.device)`, where dropout is above 0: the same seed drops the
+            same elements.
 
     Returns:
         (..., out_features), dtype of x; products are accumulated in float32.

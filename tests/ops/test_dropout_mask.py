@@ -4,9 +4,12 @@ import pytest
 import torch
 from op_subjects import COMPUTES, kept, layer_of, randn
 
+import ftrt.nn.low_rank as low_rank
+from ftrt.nn import lora_forward
 from ftrt.ops import draw_seed
 from ftrt.ops.dropout import dropout_mask
 
+DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
 SEEDS = [0, 1, 2**31, 2**32 - 1, 2**32, 0x123456789ABCDEF1, 2**63 - 1]
 
 
@@ -51,12 +54,23 @@ def test_masks_of_two_seeds_two_rows_and_two_columns_are_unrelated():
         assert abs((left * right).mean()) * 4 < 5 / left.numel() ** 0.5
 
 
-def test_seeds_come_from_the_global_cpu_generator():
+@pytest.mark.parametrize("device", DEVICES)
+def test_seeds_are_drawn_on_the_device_by_its_global_generator(device):
     torch.manual_seed(3)
-    first, second = draw_seed(), draw_seed()
+    first, second = draw_seed(device), draw_seed(device)
     torch.manual_seed(3)
-    assert first.dtype == torch.int64 and first.shape == ()
-    assert draw_seed() == first and draw_seed() == second and first != second
+    assert first.dtype == torch.int64 and first.shape == () and first.device.type == device
+    assert draw_seed(device) == first and draw_seed(device) == second and first != second
+
+
+def test_a_layer_draws_its_seed_where_x_is(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(low_rank, "draw_seed", lambda device: drawn.append(device))
+    monkeypatch.setattr(low_rank, "lora_linear", lambda x, *arguments, **options: x)
+    monkeypatch.setattr(low_rank, "computed_dtype", lambda x: x.dtype)
+    x = torch.ones(2, 4, device="meta")
+    lora_forward(torch.nn.Linear(4, 4).requires_grad_(False), x, x, x.t(), 1.0, dropout=0.5)
+    assert drawn == [x.device]
 
 
 @pytest.mark.parametrize("compute", COMPUTES)
