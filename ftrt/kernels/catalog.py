@@ -31,6 +31,7 @@ from pathlib import Path
 import torch
 
 from ftrt.kernels.backend import Grid
+from ftrt.kernels.gemm import gemm_variants
 from ftrt.kernels.kernel import Kernel
 from ftrt.kernels.signature import Signature
 
@@ -197,6 +198,7 @@ def variants() -> Iterator[Kernel]:
     for output in ("int8", *_FLOATS):
         for transpose in (0, 1):
             yield UNPACK.variant(FTRT_OUTPUT=output, FTRT_TRANSPOSE=transpose)
+    yield from gemm_variants()
 
 
 def _element_bytes(element: str) -> int:
