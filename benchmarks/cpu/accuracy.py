@@ -13,19 +13,24 @@
 Loss curves over 300 steps and three seeds: `loss_curves.py`.
 """
 
+import sys
+from pathlib import Path
+
+# the folder that holds `measuring`
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
 import argparse
 import statistics
 from collections.abc import Callable
 
 import torch
 from captured import capture, layer_errors
-from gates import cosine, failures
-from linear_problem import Exact, make_problem, random_rows
-from linear_variants import own_variants
-from linears import away
 from machine import start
-from model_variants import ModelVariant, build, set_factors
-from records import Records, parser, verdict
+from measuring.gates import cosine, failures
+from measuring.linear_problem import Exact, make_problem, random_rows
+from measuring.linear_variants import own_variants
+from measuring.model_variants import ModelVariant, build, set_factors
+from measuring.records import Records, parser, verdict
 from torch import Tensor, nn
 from workloads import Workload, make_workload
 
@@ -87,7 +92,7 @@ def _print_layers(
 ) -> None:
     """One line for a variant, a verdict, and where it is past its bound."""
     if not errors:
-        away(records, f"captured {name}", RuntimeError("no adapted layer was found"))
+        records.away(f"captured {name}", RuntimeError("no adapted layer was found"))
         return
     faults: dict[str, dict[str, list[str]]] = {}
     for place, found in errors.items():

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from gates import cosine, relative_error
+from measuring.gates import cosine, relative_error
 from torch import Tensor, nn
 from workloads import Batch
 

@@ -8,12 +8,18 @@ be faster; a share of them says how much room is left. On a shared machine each 
 several short runs, because every disturbance makes a ceiling lower and none makes it higher.
 """
 
+import sys
+from pathlib import Path
+
+# the folder that holds `measuring`
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
 import time
 from collections.abc import Callable
 
 import torch
 from machine import start
-from records import Records, parser
+from measuring.records import Records, parser
 from torch.nn import functional as F
 
 from ftrt.ops.extension import EXTENSION

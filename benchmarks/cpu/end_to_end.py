@@ -12,25 +12,26 @@ A variant whose loss after the same steps on the same batches departs from PEFT 
 2 % trains something else: its speed is refused.
 """
 
+import sys
+from pathlib import Path
+
+# the folder that holds `measuring`
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
 import argparse
 import gc
 import json
 import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from interleave import Rounds, interleave
-from linears import away
 from machine import start
-from model_variants import COMPILABLE, COMPILED, OWN, PEERS, build
-from records import Records, milliseconds, parser, times, verdict
-from training_step import TrainingStep
+from measuring.interleave import Rounds, interleave
+from measuring.model_variants import COMPILABLE, COMPILED, FAILURES, OWN, PEERS, build
+from measuring.records import Records, milliseconds, parser, times, verdict
+from measuring.training_step import TrainingStep
 from workloads import Workload, make_workload
-
-from ftrt.errors import FtrtError
 
 REFERENCE = "PEFT bf16"
 # a slow first call (compilation) may use up at most this share of the time allowed
@@ -43,16 +44,6 @@ TARGETS = (
     ("torchao int8 + PEFT", 1.0),
 )
 MEMORY_TARGET = 0.6
-# what building or running a peer may raise where it does not work on this machine
-FAILURES = (
-    ImportError,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    FtrtError,
-    torch._dynamo.exc.TorchDynamoException,
-)
 
 
 def chosen_names(options: argparse.Namespace) -> list[str]:
@@ -74,7 +65,7 @@ def prepare(
     steps = {}
     for name in names:
         if time.monotonic() > end:
-            away(records, f"{workload.name} {name}", TimeoutError("no time is left to build it"))
+            records.away(f"{workload.name} {name}", TimeoutError("no time is left to build it"))
             continue
         try:
             variant = build(
@@ -85,7 +76,7 @@ def prepare(
             steps[name](0)
         except FAILURES as error:
             steps.pop(name, None)
-            away(records, f"{workload.name} {name}", error)
+            records.away(f"{workload.name} {name}", error)
             continue
         first = time.perf_counter() - begin
         print(f"  {name}: first step {first:.1f} s {variant.notes or ''}", flush=True)
@@ -131,7 +122,7 @@ def memory(
         try:
             marks = peak(options, workload, name)
         except (RuntimeError, subprocess.TimeoutExpired) as error:
-            away(records, f"memory of {workload.name} {name}", RuntimeError(str(error)))
+            records.away(f"memory of {workload.name} {name}", RuntimeError(str(error)))
             continue
         above[name] = marks["above_bytes"]
         records.write("memory", workload=workload.name, name=name, **marks)

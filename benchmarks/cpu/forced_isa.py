@@ -14,13 +14,17 @@ therefore runs float32; `avx512_vnni` runs float32 and, as `linears.py` without 
 bfloat16. All other options go to `linears.py`.
 """
 
-import argparse
-import os
-import subprocess
 import sys
 from pathlib import Path
 
-from records import fail
+# the folder that holds `measuring`
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+import argparse
+import os
+import subprocess
+
+from measuring.records import fail
 
 LINEARS = Path(__file__).with_name("linears.py")
 CLASSES = {

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
-from linear_problem import Problem
-from linear_variants import Variant, float_gate, float_rate
+from measuring.linear_problem import Problem
+from measuring.linear_variants import Variant, float_gate, float_rate
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from interleave import geometric_mean
-from records import Records, verdict
+from measuring.interleave import geometric_mean
+from measuring.records import Records, verdict
 
 Row = dict[str, Any]
 

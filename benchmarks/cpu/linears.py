@@ -13,6 +13,12 @@ At the end stand the geometric means over the whole table that issue 3 asks for.
 forces ftrt's instruction set; `forced_isa.py` holds the peers to the same class.
 """
 
+import sys
+from pathlib import Path
+
+# the folder that holds `measuring`
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
 import argparse
 import time
 from collections.abc import Callable, Iterator
@@ -21,11 +27,12 @@ from typing import Any
 
 import torch
 from ceilings import measure_all
-from interleave import Rounds, interleave
 from linear_floors import floor_variants
-from linear_problem import Exact, Problem, make_problem, random_rows
 from linear_summary import summarize
-from linear_variants import (
+from machine import last_level_cache_bytes, start
+from measuring.interleave import Rounds, interleave
+from measuring.linear_problem import Exact, Problem, make_problem, random_rows
+from measuring.linear_variants import (
     Variant,
     bitsandbytes_variants,
     dequantize_variant,
@@ -34,8 +41,7 @@ from linear_variants import (
     storages,
     torchao_variants,
 )
-from machine import last_level_cache_bytes, start
-from records import Records, milliseconds, parser, times
+from measuring.records import Records, milliseconds, parser, times
 
 # (out_features, in_features) of the distinct linears of a decoder layer
 LAYERS = {
@@ -67,16 +73,8 @@ def build(records: Records, problem: Problem, options: argparse.Namespace) -> li
         try:
             variants += list(make())
         except (ImportError, RuntimeError, ValueError, AttributeError, TypeError) as error:
-            away(records, name, error)
+            records.away(name, error)
     return variants
-
-
-def away(records: Records, name: str, error: Exception) -> None:
-    """Record that a variant does not take part, and why; said once."""
-    reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    if not any(row["record"] == "away" and row["name"] == name for row in records.rows):
-        print(f"!!! {name} takes no part: {reason}", flush=True)
-        records.write("away", name=name, reason=reason)
 
 
 def gated(
@@ -88,7 +86,7 @@ def gated(
         try:
             errors = variant.errors(exact)
         except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-            away(records, variant.name, error)
+            records.away(variant.name, error)
             continue
         if records.gate(f"{where} {variant.name}", variant.gate, errors):
             passed[variant.name] = errors

@@ -14,17 +14,21 @@ Writes OUT.json (all curves) and OUT.png. A run that would start after `--minute
 and the verdict says so.
 """
 
+import sys
+from pathlib import Path
+
+# the folder that holds `measuring`
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 from machine import start
-from records import Records, parser
+from measuring.records import Records, parser
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TASKS = {"minilm": "demo.yaml", "smollm2": "sft-smollm2.yaml"}

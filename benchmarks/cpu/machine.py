@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from records import Records
+from measuring.records import Records
 
 from ftrt.ops import implementation_report
 from ftrt.ops.extension import OPS

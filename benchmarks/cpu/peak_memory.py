@@ -7,9 +7,14 @@ transformers and peft alone; `peak_bytes`, that after reading the model, making 
 and a few steps; and `above_bytes`, their difference. `end_to_end.py` runs it for each variant.
 """
 
+import sys
+from pathlib import Path
+
+# the folder that holds `measuring`
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
 import argparse
 import json
-from pathlib import Path
 
 import peft
 import torch
@@ -29,8 +34,8 @@ def high_water_bytes() -> int:
 def main() -> None:
     """Build the variant, run its steps, print the marks."""
     bare = high_water_bytes()
-    from model_variants import build
-    from training_step import TrainingStep
+    from measuring.model_variants import build
+    from measuring.training_step import TrainingStep
     from workloads import make_workload
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -12,6 +12,12 @@ Each op's own time counts for the first category whose rule it or an op around i
 the rest of the wall time: the interpreter, autograd's book-keeping, and waiting for it.
 """
 
+import sys
+from pathlib import Path
+
+# the folder that holds `measuring`
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
 import argparse
 import json
 import time
@@ -19,11 +25,11 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import model_variants
 import torch
-from model_variants import RANK, ModelVariant
+from measuring import model_variants
+from measuring.model_variants import RANK, ModelVariant
+from measuring.training_step import LEARNING_RATE, MAX_NORM
 from torch.profiler import ProfilerActivity, profile, record_function
-from training_step import LEARNING_RATE, MAX_NORM
 from workloads import make_workload
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear", "aten::matmul", "mkldnn")

@@ -13,9 +13,8 @@ from itertools import cycle, islice
 from typing import Any
 
 import torch
+from measuring.training_step import Batch
 from torch import Tensor, nn
-
-Batch = dict[str, Tensor]
 
 SMOLLM2_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 BERT_TARGETS = ["query", "key", "value", "dense"]

@@ -1,24 +1,8 @@
 """The protocol's parts: rounds, ratios within a round, accuracy gates, verdicts."""
 
-import importlib
 import math
-import sys
-from pathlib import Path
 
 import pytest
-
-FOLDER = Path(__file__).parents[2] / "benchmarks" / "cpu"
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """Imports a module of benchmarks/cpu; afterwards none of them is left."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    before = set(sys.modules)
-    yield importlib.import_module
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(FOLDER)):
-            del sys.modules[name]
 
 
 def test_every_variant_runs_once_a_round_and_the_order_rotates(load):
@@ -27,7 +11,9 @@ def test_every_variant_runs_once_a_round_and_the_order_rotates(load):
     def call(name):
         return lambda index: order.append(name) or {"forward": 1.0, "backward": 2.0}
 
-    rounds = load("interleave").interleave({"a": call("a"), "b": call("b")}, seconds=0, least=3)
+    rounds = load("measuring.interleave").interleave(
+        {"a": call("a"), "b": call("b")}, seconds=0, least=3
+    )
 
     # two warm-up passes, then three rounds
     assert order == ["a", "b", "a", "b", "a", "b", "b", "a", "a", "b"]
@@ -36,7 +22,7 @@ def test_every_variant_runs_once_a_round_and_the_order_rotates(load):
 
 
 def test_a_ratio_is_taken_within_a_round(load):
-    interleave = load("interleave")
+    interleave = load("measuring.interleave")
     # the machine slows down tenfold in the last two of four rounds
     rounds = interleave.Rounds(
         {
@@ -56,7 +42,7 @@ def test_a_slow_variant_runs_in_every_third_round(load):
         "slow": lambda index: {"forward": 9.0},
     }
 
-    rounds = load("interleave").interleave(calls, seconds=0, least=7)
+    rounds = load("measuring.interleave").interleave(calls, seconds=0, least=7)
 
     assert list(rounds.times["slow"]) == [0, 3, 6]
     assert rounds.ratio("slow", "fast", "forward").count == 3
@@ -74,17 +60,17 @@ def test_a_slow_variant_runs_in_every_third_round(load):
     ],
 )
 def test_a_gate_names_each_fault(load, kind, measured, fault):
-    assert load("gates").failures(kind, measured)[0].startswith(fault)
+    assert load("measuring.gates").failures(kind, measured)[0].startswith(fault)
 
 
 def test_a_right_row_passes_its_gate(load):
     measured = {"y": 0.012, "dx": 0.013, "da_cosine": 0.9999, "db_cosine": 0.9999}
 
-    assert load("gates").failures("w8a8", measured) == []
+    assert load("measuring.gates").failures("w8a8", measured) == []
 
 
 def test_a_refusal_is_repeated_at_the_end_and_fails_the_script(load, capsys, tmp_path):
-    records = load("records").Records(tmp_path / "rows.jsonl")
+    records = load("measuring.records").Records(tmp_path / "rows.jsonl")
 
     assert not records.gate("M 7 ftrt w8a8", "bf16", {"y": 1.0})
     assert records.finish() == 1
@@ -94,14 +80,14 @@ def test_a_refusal_is_repeated_at_the_end_and_fails_the_script(load, capsys, tmp
 
 
 def test_a_refused_peer_has_no_speed_and_does_not_fail_the_script(load):
-    records = load("records").Records(None)
+    records = load("measuring.records").Records(None)
 
     assert not records.gate("M 7 a peer", "bf16", {"y": 1.0})
     assert records.finish() == 0
 
 
 def test_a_verdict_without_a_value_is_not_a_pass(load, capsys):
-    module = load("records")
+    module = load("measuring.records")
     records = module.Records(None)
 
     module.verdict(records, "faster", None, 2.0)

@@ -1,28 +1,10 @@
 """The benchmarks of benchmarks/cpu run, keep their protocol, and refuse what is not right."""
 
-import importlib
 import json
 import math
 import sys
-from pathlib import Path
 
 import pytest
-import torch
-
-FOLDER = Path(__file__).parents[2] / "benchmarks" / "cpu"
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """Imports a module of benchmarks/cpu; afterwards none of them is left, nor their threads."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    threads, before = torch.get_num_threads(), set(sys.modules)
-    with torch.random.fork_rng():
-        yield importlib.import_module
-    torch.set_num_threads(threads)
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(FOLDER)):
-            del sys.modules[name]
 
 
 @pytest.fixture
@@ -69,7 +51,7 @@ def test_the_linears_table_has_ratios_errors_and_verdicts(run):
 
 
 def test_a_wrong_result_gets_no_speed(run, load, monkeypatch, capsys):
-    ops = load("linear_variants").ops
+    ops = load("measuring.linear_variants").ops
     right = ops.int8_lora_linear
     monkeypatch.setattr(ops, "int8_lora_linear", lambda *a, **k: 1.05 * right(*a, **k))
 

@@ -6,20 +6,21 @@ by name with the reason, never left out in silence.
 """
 
 import contextlib
-import time
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from interleave import Phases
-from linear_problem import Exact, Problem
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ftrt import ops
+from measuring.clock import Clock, HostClock
+from measuring.interleave import Phases
+from measuring.linear_problem import Exact, Problem
 
 
 @dataclass
@@ -48,32 +49,35 @@ class Variant:
     finish: Callable[[Tensor, Tensor], Tensor] = lambda x, y: y
     held: tuple[Tensor, ...] = ()
 
-    def call(self, xs: list[Tensor], grads: list[Tensor]) -> Callable[[int], Phases]:
+    def call(
+        self, xs: list[Tensor], grads: list[Tensor], clock: Clock | None = None
+    ) -> Callable[[int], Phases]:
         """A timed forward and backward on buffer `round % len`."""
+        clock = clock or HostClock()
 
         def run(index: int) -> Phases:
             x = xs[index % len(xs)].detach().requires_grad_()
             grad = grads[index % len(grads)]
             for adapter in self.adapters:
                 adapter.grad = None
-            start = time.perf_counter()
-            with self.context():
-                y = self.forward(x)
-            middle = time.perf_counter()
-            y.backward(grad)
-            return {"forward": middle - start, "backward": time.perf_counter() - middle}
+            results: list[Tensor] = []
+
+            def forward() -> None:
+                with self.context():
+                    results.append(self.forward(x))
+
+            return clock.phases(forward=forward, backward=lambda: results.pop().backward(grad))
 
         return run
 
-    def forward_call(self, xs: list[Tensor]) -> Callable[[int], Phases]:
+    def forward_call(self, xs: list[Tensor], clock: Clock | None = None) -> Callable[[int], Phases]:
         """A timed forward without a graph."""
+        clock = clock or HostClock()
 
         def run(index: int) -> Phases:
             x = xs[index % len(xs)]
             with torch.no_grad():
-                start = time.perf_counter()
-                self.forward(x)
-                return {"forward": time.perf_counter() - start}
+                return clock.phases(forward=lambda: self.forward(x))
 
         return run
 
@@ -159,7 +163,7 @@ def peft_variants(problem: Problem, *, compiled: bool) -> Iterator[Variant]:
     is_bf16 = problem.dtype == torch.bfloat16
     kinds = [("PEFT bf16" if is_bf16 else "PEFT fp32", problem.dtype, nullcontext)]
     if is_bf16:
-        kinds.append(("PEFT default", torch.float32, autocast))
+        kinds.append(("PEFT default", torch.float32, autocast(problem.device)))
     for name, dtype, context in kinds:
         layer, factors = peft_layer(_float_linear(problem), problem, dtype)
         size = problem.weight.nbytes
@@ -171,8 +175,14 @@ def peft_variants(problem: Problem, *, compiled: bool) -> Iterator[Variant]:
 
 
 def bitsandbytes_variants(problem: Problem) -> Iterator[Variant]:
-    """bitsandbytes' LLM.int8 with PEFT, thresholds 0 and 6, adapters in the activations' dtype."""
+    """bitsandbytes' LLM.int8 with PEFT, thresholds 0 and 6, adapters in the activations' dtype.
+
+    On a GPU its forward multiplies int8 by int8, on a CPU it does not.
+    """
     import bitsandbytes
+
+    is_int8 = problem.device.type == "cuda"
+    gate, rate = ("w8a8", "int8") if is_int8 else ("int8 weight", float_rate(problem))
 
     for threshold in (0.0, 6.0):
         linear = bitsandbytes.nn.Linear8bitLt(
@@ -183,11 +193,11 @@ def bitsandbytes_variants(problem: Problem) -> Iterator[Variant]:
             threshold=threshold,
         )
         linear.load_state_dict({"weight": problem.weight})
-        linear = linear.to("cpu")  # quantizes
+        linear = linear.to(problem.device)  # quantizes
         layer, factors = peft_layer(linear, problem, problem.dtype, is_loaded_in_8bit=True)
         name = f"bitsandbytes int8 t{threshold:.0f} + PEFT"
         size = problem.qweight.nbytes
-        yield Variant(name, "int8 weight", float_rate(problem), layer, factors, weight_bytes=size)
+        yield Variant(name, gate, rate, layer, factors, weight_bytes=size)
 
 
 def torchao_variants(problem: Problem) -> Iterator[Variant]:
@@ -253,10 +263,14 @@ def peft_layer(
     return layer, factors
 
 
+def autocast(device: torch.device) -> Callable[[], AbstractContextManager[None]]:
+    """What the Trainer's `bf16=True` does on `device`."""
+    return functools.partial(_autocast, device.type)
+
+
 @contextlib.contextmanager
-def autocast() -> Iterator[None]:
-    """What the Trainer's `bf16=True` does."""
-    with torch.autocast("cpu", torch.bfloat16):
+def _autocast(kind: str) -> Iterator[None]:
+    with torch.autocast(kind, torch.bfloat16):
         yield
 
 

@@ -8,8 +8,8 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from gates import failures
-from interleave import Spread
+from measuring.gates import failures
+from measuring.interleave import Spread
 
 
 def _plain(value: Any) -> Any:
@@ -58,6 +58,13 @@ class Records:
             self.write("refused", where=where, gate=kind, faults=faults, measured=measured)
             print(f"!!! REFUSED, no speed is given: {where}: {'; '.join(faults)}", flush=True)
         return not faults
+
+    def away(self, name: str, error: Exception) -> None:
+        """Record that a variant does not take part, and why; said once."""
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        if not any(row["record"] == "away" and row["name"] == name for row in self.rows):
+            print(f"!!! {name} takes no part: {reason}", flush=True)
+            self.write("away", name=name, reason=reason)
 
     def finish(self) -> int:
         """Say again what was refused; the exit code: 1 if a row of ftrt was, a peer's may be."""

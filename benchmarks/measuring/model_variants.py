@@ -12,15 +12,17 @@ the same targets, rank 16, alpha 32.
     ... compiled               ftrt by the recipe's `compile`, peers by torch.compile of the model
 """
 
-import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
+
+from ftrt.errors import FtrtError
+from measuring.linear_variants import autocast
 
 RANK, ALPHA = 16, 32
 COMPILED = " compiled"
@@ -29,6 +31,16 @@ OWN = ("ftrt w8a8", "ftrt w8a16", "ftrt bf16", "ftrt fuse", "ftrt w8a8 stock los
 PEERS = ("PEFT bf16", "PEFT default", "bitsandbytes int8 + PEFT", "torchao int8 + PEFT")
 COMPILABLE = ("ftrt w8a8", "ftrt w8a16", "ftrt bf16", "PEFT bf16", "PEFT default")
 EVERY = (*OWN, *PEERS, *(name + COMPILED for name in COMPILABLE))
+# what building or running a peer may raise where it does not work on this machine
+FAILURES = (
+    ImportError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    FtrtError,
+    torch._dynamo.exc.TorchDynamoException,
+)
 
 
 @dataclass
@@ -142,7 +154,8 @@ def _peer(name: str, model: nn.Module, targets: list[str]) -> ModelVariant:
     is_default = name == "PEFT default"
     torch.manual_seed(0)
     adapted = _peft(model, targets, float32=is_default)
-    context = autocast if is_default else nullcontext
+    device = next(adapted.parameters()).device
+    context = autocast(device) if is_default else nullcontext
     return ModelVariant(name, adapted, adapted, context)
 
 
@@ -168,17 +181,15 @@ def _bitsandbytes(model: nn.Module, targets: list[str]) -> None:
             bias=linear.bias is not None,
             has_fp16_weights=False,
             threshold=6.0,
+            device="meta",
         )
-        layer.load_state_dict(linear.state_dict())
-        model.set_submodule(path, layer.to("cpu").requires_grad_(False))
+        # it quantizes when a float weight leaves the host
+        weight = bitsandbytes.nn.Int8Params(
+            linear.weight.data.cpu(), requires_grad=False, has_fp16_weights=False
+        )
+        layer.weight, layer.bias = weight.to(linear.weight.device), linear.bias
+        model.set_submodule(path, layer.requires_grad_(False))
     model.is_loaded_in_8bit = True
-
-
-@contextlib.contextmanager
-def autocast() -> Iterator[None]:
-    """What the Trainer's `bf16=True` does."""
-    with torch.autocast("cpu", torch.bfloat16):
-        yield
 
 
 def set_factors(variant: ModelVariant, seed: int = 7) -> None:

@@ -1,11 +1,13 @@
 """One fine-tuning step, timed by phases: forward, backward, and clip + AdamW."""
 
-import time
-
 import torch
-from interleave import Phases
-from model_variants import ModelVariant
-from workloads import Batch
+from torch import Tensor
+
+from measuring.clock import Clock, HostClock
+from measuring.interleave import Phases
+from measuring.model_variants import ModelVariant
+
+Batch = dict[str, Tensor]
 
 LEARNING_RATE = 2e-4
 MAX_NORM = 1.0
@@ -18,8 +20,11 @@ class TrainingStep:
         losses: of each step so far, in order.
     """
 
-    def __init__(self, variant: ModelVariant, batches: list[Batch]) -> None:
+    def __init__(
+        self, variant: ModelVariant, batches: list[Batch], clock: Clock | None = None
+    ) -> None:
         self.variant, self.batches = variant, batches
+        self.clock = clock or HostClock()
         self.losses: list[float] = []
         self._parameters = variant.parameters
         self._optimizer = torch.optim.AdamW(self._parameters, lr=LEARNING_RATE)
@@ -27,19 +32,19 @@ class TrainingStep:
     def __call__(self, index: int) -> Phases:
         """Seconds of the step's phases; `index` is the round's number and changes nothing."""
         batch = self.batches[len(self.losses) % len(self.batches)]
-        start = time.perf_counter()
-        with self.variant.context():
-            loss = self.variant.model(**batch).loss
-        forward = time.perf_counter()
-        loss.backward()
-        backward = time.perf_counter()
+        kept: list[Tensor] = []
+
+        def forward() -> None:
+            with self.variant.context():
+                kept.append(self.variant.model(**batch).loss)
+
+        phases = self.clock.phases(
+            forward=forward, backward=lambda: kept[0].backward(), optimizer=self._optimize
+        )
+        self.losses.append(kept[0].item())
+        return phases
+
+    def _optimize(self) -> None:
         torch.nn.utils.clip_grad_norm_(self._parameters, MAX_NORM)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        end = time.perf_counter()
-        self.losses.append(loss.item())
-        return {
-            "forward": forward - start,
-            "backward": backward - forward,
-            "optimizer": end - backward,
-        }

@@ -84,16 +84,20 @@ def interleave(
     *,
     seconds: float,
     least: int = 5,
+    enough: int | None = None,
+    warm_ups: int = 2,
     before: Callable[[], None] | None = None,
     totals: bool = True,
 ) -> Rounds:
-    """Run `calls` in turns for about `seconds`, at least `least` rounds.
+    """Run `calls` in turns for about `seconds`, at least `least` rounds, at most `enough`.
 
     Args:
         calls: variant -> function of the round's number, which picks its buffers with it and
             returns seconds by phase.
         seconds: when to stop, warm-up excluded.
         least: rounds that run in any case.
+        enough: rounds after which it stops before the time is over; None: it does not.
+        warm_ups: untimed calls of each variant before the first round, at least 2.
         before: called untimed before each call (cache eviction).
         totals: add the sum of a call's phases as phase "total".
     """
@@ -103,6 +107,9 @@ def interleave(
         call(0)
         rounds.warm_up_seconds[name] = time.perf_counter() - start
     usual = {name: sum(call(1).values()) for name, call in calls.items()}
+    for name, call in calls.items():
+        for index in range(2, warm_ups):
+            usual[name] = sum(call(index).values())
     fastest = min(usual.values())
     names = list(calls)
     gc.collect()
@@ -110,7 +117,7 @@ def interleave(
     try:
         end = time.perf_counter() + seconds
         index = 0
-        while index < least or time.perf_counter() < end:
+        while index < least or (time.perf_counter() < end and index != enough):
             offset = index % len(names)
             for name in names[offset:] + names[:offset]:
                 if usual[name] > SLOW * fastest and index % SLOW_EVERY:

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 import torch
-from gates import cosine, relative_error
 from torch import Tensor
+
+from measuring.gates import cosine, relative_error
 
 # rows of y and of dx that are compared with float64; dA and dB are compared whole
 CHECKED_ROWS = 48
@@ -33,6 +34,11 @@ class Problem:
         return self.weight.dtype
 
     @property
+    def device(self) -> torch.device:
+        """Of every operand."""
+        return self.weight.device
+
+    @property
     def out_features(self) -> int:
         """Rows of the weight."""
         return self.weight.shape[0]
@@ -44,7 +50,13 @@ class Problem:
 
 
 def make_problem(
-    out_features: int, in_features: int, *, rank: int, dtype: torch.dtype, seed: int = 20251
+    out_features: int,
+    in_features: int,
+    *,
+    rank: int,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    seed: int = 20251,
 ) -> Problem:
     """A problem whose y is about normal, a fifth of it from the update.
 
@@ -53,18 +65,27 @@ def make_problem(
     """
     from ftrt.ops import quantize_per_channel
 
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(out_features, in_features, generator=generator) * in_features**-0.5
-    weight = weight.to(dtype)
-    a = torch.randn(rank, in_features, generator=generator) * in_features**-0.5
-    b = torch.randn(out_features, rank, generator=generator) * (0.1 * rank**-0.5)
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def normal(rows: int, columns: int) -> Tensor:
+        return torch.randn(rows, columns, generator=generator, device=device)
+
+    weight = (normal(out_features, in_features) * in_features**-0.5).to(dtype)
+    a = normal(rank, in_features) * in_features**-0.5
+    b = normal(out_features, rank) * (0.1 * rank**-0.5)
     qweight, scale = quantize_per_channel(weight)
     return Problem(weight, qweight, scale, a, b, 2.0)
 
 
-def random_rows(count: int, rows: int, features: int, dtype: torch.dtype) -> list[Tensor]:
+def random_rows(
+    count: int,
+    rows: int,
+    features: int,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+) -> list[Tensor]:
     """Buffers (rows, features) of fresh normal values; the global generator moves on."""
-    return [torch.randn(rows, features).to(dtype) for _ in range(count)]
+    return [torch.randn(rows, features, device=device).to(dtype) for _ in range(count)]
 
 
 class Exact:
@@ -74,7 +95,8 @@ class Exact:
         self.problem, self.x, self.grad = problem, x, grad
         count = min(CHECKED_ROWS, x.shape[0])
         generator = torch.Generator().manual_seed(1)
-        self.rows = torch.randperm(x.shape[0], generator=generator)[:count].sort().values
+        chosen = torch.randperm(x.shape[0], generator=generator)[:count].sort().values
+        self.rows = chosen.to(x.device)
         self._x64, self._grad64 = x[self.rows].double(), grad[self.rows].double()
         self._a, self._b = problem.a.double(), problem.b.double()
         weight = problem.weight.double()
