@@ -1,6 +1,6 @@
 """A kernel: a `.cu` file, one entry point in it, and what is fixed when it is compiled."""
 
-__all__ = ["ARCHES", "Kernel"]
+__all__ = ["ARCHES", "Kernel", "Launch", "source_folder"]
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -9,10 +9,36 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ftrt.kernels.signature import Signature
+import torch
+
+from ftrt.kernels.signature import Argument, Signature
 
 # Architectures a kernel may be compiled for, oldest first, as nvcc spells them after `sm_`.
 ARCHES = ("80", "86", "89", "90a", "100", "120")
+
+# The headers of ftrt that every kernel may include, a plugin's among them.
+_PUBLIC_HEADERS = ("ptx.cuh", "types.cuh")
+
+
+def source_folder() -> Path:
+    """Where ftrt's own kernels stand: in the package, or in the source tree around it."""
+    packaged = Path(__file__).parent / "cuda"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "csrc" / "cuda"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a kernel is launched with.
+
+    Attributes:
+        grid: blocks along x, y and z.
+        shared_bytes: of dynamic shared memory.
+        arguments: by the kernel's signature.
+    """
+
+    grid: tuple[int, int, int]
+    shared_bytes: int
+    arguments: tuple[Argument, ...]
 
 
 @dataclass(frozen=True)
@@ -21,13 +47,16 @@ class Kernel:
 
     Attributes:
         name: of the function in the source, declared `extern "C" __global__`.
-        source: the `.cu` file. It may include the headers beside it and no other.
+        source: the `.cu` file. It may include the headers beside it, ftrt's `ptx.cuh` and
+            `types.cuh`, and no other.
         signature: the function's parameters, see `ftrt.kernels.signature`.
         defines: macros, by name.
         threads: in a block; the source says `__launch_bounds__` with the same number.
         arches: of `ARCHES`, those it is for.
-        reference: the same computation in torch ops, with tensors where the kernel has pointers;
-            None if it is tested otherwise.
+        reference: the same computation in torch ops. It takes what the kernel takes, with tensors
+            where the kernel has pointers, and writes what the kernel writes; None if the kernel is
+            tested otherwise.
+        example: a small problem on a device, on which kernel and reference are compared.
     """
 
     name: str
@@ -37,6 +66,7 @@ class Kernel:
     defines: Mapping[str, str] = field(default_factory=dict)
     arches: tuple[str, ...] = ARCHES
     reference: Callable[..., Any] | None = None
+    example: Callable[[torch.device], Launch] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "defines", MappingProxyType(dict(self.defines)))
@@ -57,8 +87,10 @@ class Kernel:
         return f"{self.name}[{macros}]" if macros else self.name
 
     def headers(self) -> dict[str, str]:
-        """The headers beside the source, by the name an include has."""
-        return {p.name: p.read_text() for p in sorted(self.source.parent.glob("*.cuh"))}
+        """What the source may include, by the name an include has; what stands beside it wins."""
+        files = [source_folder() / name for name in _PUBLIC_HEADERS]
+        files += sorted(self.source.parent.glob("*.cuh"))
+        return {file.name: file.read_text() for file in files}
 
     def source_hash(self) -> str:
         """sha256 of source and headers, hexadecimal."""
