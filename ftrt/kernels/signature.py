@@ -60,7 +60,8 @@ class Signature:
             UsageError: another number of arguments, or one that its parameter cannot hold.
         """
         try:
-            return self._packer.pack(*map(_value, self.letters, arguments, strict=True))
+            pairs = zip(self.letters, arguments, strict=True)
+            return self._packer.pack(*(_value(letter, argument) for letter, argument in pairs))
         except (struct.error, ValueError, TypeError) as error:
             raise UsageError(
                 f"Signature: arguments must fit {self.letters!r}; got {len(arguments)} of them:"
