@@ -1,4 +1,4 @@
-"""Whether a class keeps the contract of its kind, seen from the class alone."""
+"""Whether a class, or a kernel, keeps the contract of its kind, seen from itself alone."""
 
 __all__ = ["CONTRACTS", "contract_fault"]
 
@@ -17,6 +17,7 @@ from ftrt.api import (
     SignalSource,
     Transform,
 )
+from ftrt.plugin_kernels import kernel_fault
 from ftrt.sections import LossSection, PluginSection
 
 CONTRACTS: dict[str, type[Any]] = {
@@ -39,8 +40,10 @@ ATTRIBUTES: dict[str, dict[str, tuple[type[Any], str]]] = {
 }
 
 
-def contract_fault(kind: str, found: type[Any]) -> str | None:
-    """What is missing for `found` to be a plugin of `kind`, or None."""
+def contract_fault(kind: str, found: Any) -> str | None:
+    """What is missing for `found`, a class or a `Kernel`, to be a plugin of `kind`, or None."""
+    if kind == "kernel":
+        return kernel_fault(found)
     return (
         _ancestry_fault(kind, found) or _config_fault(kind, found) or _attribute_fault(kind, found)
     )

@@ -7,6 +7,7 @@
         module.register_recipes()                     # first: a named recipe expands to sections
         module.register_methods() / register_heads() / register_losses()
               / register_signals() / register_transforms()
+    module.register_kernels()                         # when one of its kernels is asked for
     model = load, transform rows, quantize, head, method, losses
     for each plugin this run imported:
         module.after_attach(run=run)                  # last word before training
@@ -26,6 +27,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from ftrt.api import Head, LossTerm, Method, SignalSource, Transform
+    from ftrt.kernels import Kernel
 
 PROJECT = "ftrt"
 HOOKSPEC_VERSION = 1
@@ -41,6 +43,7 @@ KINDS = {
     "signal": "register_signals",
     "recipe": "register_recipes",
     "transform": "register_transforms",
+    "kernel": "register_kernels",
 }
 
 
@@ -72,6 +75,11 @@ def register_recipes() -> "list[type[Any]]":  # type: ignore[empty-body]
 @hookspec
 def register_transforms() -> "list[type[Transform]]":  # type: ignore[empty-body]
     """Return the row transforms this plugin offers (`ftrt.api.Transform` classes)."""
+
+
+@hookspec
+def register_kernels() -> "list[Kernel]":  # type: ignore[empty-body]
+    """Return the CUDA kernels this plugin ships (`ftrt.kernels.Kernel` objects)."""
 
 
 @hookspec

@@ -12,7 +12,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
@@ -27,6 +27,9 @@ from ftrt.plugin_faults import (
     version_fault,
 )
 
+if TYPE_CHECKING:
+    from ftrt.kernels.kernel import Kernel
+
 
 class PluginManager:
     """Loads the plugins one run names and hands out what they register."""
@@ -36,10 +39,10 @@ class PluginManager:
         self._pluggy = pluggy.PluginManager(hookspecs.PROJECT)
         self._pluggy.add_hookspecs(hookspecs)
         self._modules: dict[str, ModuleType] = {}
-        self._registered: dict[tuple[str, str], dict[str, type[Any]]] = {}
+        self._registered: dict[tuple[str, str], dict[str, Any]] = {}
 
-    def get(self, kind: str, name: str) -> type[Any]:
-        """The class registered as `name`, importing the one plugin that offers it.
+    def get(self, kind: str, name: str) -> Any:
+        """The class, or `Kernel`, registered as `name`; imports the one plugin that offers it.
 
         Raises:
             PluginError: not offered, offered twice, import fails, hook misspelt, promise not kept.
@@ -56,11 +59,11 @@ class PluginManager:
             )
         return registered[name]
 
-    def registered(self, offer: Offer, kind: str) -> dict[str, type[Any]]:
-        """name -> class for everything of `kind` that the offer's module registers."""
+    def registered(self, offer: Offer, kind: str) -> dict[str, Any]:
+        """name -> class, or `Kernel`, of everything of `kind` that the module registers."""
         key = (offer.module, kind)
         if key not in self._registered:
-            self._registered[key] = self._ask(offer, hookspecs.KINDS[kind])
+            self._registered[key] = self._ask(offer, kind)
         return dict(self._registered[key])
 
     def call(self, hook: str, **arguments: Any) -> None:
@@ -91,12 +94,14 @@ class PluginManager:
         offers = [offer for offer in self.manifest.offers if offer.module == module]
         return str(offers[0]) if offers else module
 
-    def _ask(self, offer: Offer, hook: str) -> dict[str, type[Any]]:
+    def _ask(self, offer: Offer, kind: str) -> dict[str, Any]:
         self._load(offer)
+        hook = hookspecs.KINDS[kind]
         where = f"plugin {offer}: {hook}()"
-        result: dict[str, type[Any]] = {}
+        ask = _kernels if kind == "kernel" else _classes
+        result: dict[str, Any] = {}
         for function in self._implementations(offer.module, hook):
-            for item in _classes(function, where, offer.module):
+            for item in ask(function, where, offer.module):
                 if item.name in result:
                     raise PluginError(
                         f"{where} must return each name once; it returns {item.name!r} twice"
@@ -156,15 +161,7 @@ def _import(offer: Offer) -> ModuleType:
 
 
 def _classes(function: Callable[[], Any], where: str, module: str) -> list[type[Any]]:
-    try:
-        returned = function()
-    except (Exception, SystemExit) as error:
-        raise PluginError(
-            f"{where} must return a list of classes; it raised {one_line(error)}"
-            f" at {location(error, module)}"
-        ) from error
-    if not isinstance(returned, (list, tuple)):
-        raise PluginError(f"{where} must return a list of classes; got {_described(returned)}")
+    returned = _listed(function, where, module, "classes")
     for item in returned:
         if not inspect.isclass(item):
             raise PluginError(f"{where} must return classes; got {_described(item)}")
@@ -174,6 +171,36 @@ def _classes(function: Callable[[], Any], where: str, module: str) -> list[type[
                 f"{where} must return classes with a `name` string; {item.__qualname__} has"
                 f" {_described(name) if name is not None else 'none'}"
             )
+    return returned
+
+
+def _kernels(function: Callable[[], Any], where: str, module: str) -> "list[Kernel]":
+    # Imports torch, which plugins without kernels can do without.
+    from ftrt.kernels.kernel import Kernel
+    from ftrt.plugin_kernels import source_fault
+
+    returned = _listed(function, where, module, "kernels")
+    for item in returned:
+        if not isinstance(item, Kernel):
+            raise PluginError(
+                f"{where} must return ftrt.kernels.Kernel objects; got {_described(item)}"
+            )
+        fault = source_fault(item, module)
+        if fault:
+            raise PluginError(f"{where}: kernel {item.name!r} {fault}")
+    return returned
+
+
+def _listed(function: Callable[[], Any], where: str, module: str, what: str) -> list[Any]:
+    try:
+        returned = function()
+    except (Exception, SystemExit) as error:
+        raise PluginError(
+            f"{where} must return a list of {what}; it raised {one_line(error)}"
+            f" at {location(error, module)}"
+        ) from error
+    if not isinstance(returned, (list, tuple)):
+        raise PluginError(f"{where} must return a list of {what}; got {_described(returned)}")
     return list(returned)
 
 

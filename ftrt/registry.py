@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from ftrt.api import Head, LossTerm, Method, SignalSource, Transform
 from ftrt.contracts import CONTRACTS, contract_fault
 from ftrt.errors import ConfigError, FtrtError, PluginError, one_line
+from ftrt.kernels.kernel import Kernel
 from ftrt.plugin_faults import location
 from ftrt.plugins import PluginManager
 from ftrt.recipe import PluginSection, Recipe, parse
@@ -22,13 +23,19 @@ class Registry:
     def __init__(self, manager: PluginManager | None = None) -> None:
         self.manager = manager if manager is not None else PluginManager()
 
-    def find(self, kind: str, name: str) -> type[Any]:
-        """The class of that kind and name, its contract checked."""
+    def find(self, kind: str, name: str) -> Any:
+        """The class, or `Kernel`, of that kind and name, its contract checked."""
         found = self.manager.get(kind, name)
         fault = contract_fault(kind, found)
         if fault:
             offer = self.manager.manifest.find(kind, name)
-            raise PluginError(f"{kind} {name!r} of {offer}: {found.__qualname__} {fault}")
+            subject = "it" if kind == "kernel" else found.__qualname__
+            raise PluginError(f"{kind} {name!r} of {offer}: {subject} {fault}")
+        return found
+
+    def kernel(self, name: str) -> Kernel:
+        """The kernel of that name, for its own plugin or for another one to launch."""
+        found: Kernel = self.find("kernel", name)
         return found
 
     def method(self, section: PluginSection) -> Method:

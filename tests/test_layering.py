@@ -20,6 +20,7 @@ ORDER = (
     "hookspecs",
     "manifest",
     "plugin_faults",
+    "plugin_kernels",
     "plugins",
     "sections",
     "validation",
@@ -40,7 +41,15 @@ ORDER = (
 # library -> the modules under ftrt/ that may import it, by the start of their path
 BRIDGES = {"peft": "integrations/peft", "transformers": "integrations/transformers"}
 
-PUBLIC = {"ftrt", "ftrt.api", "ftrt.nn", "ftrt.testing", "ftrt.errors", "ftrt.hookspecs"}
+PUBLIC = {
+    "ftrt",
+    "ftrt.api",
+    "ftrt.nn",
+    "ftrt.kernels",
+    "ftrt.testing",
+    "ftrt.errors",
+    "ftrt.hookspecs",
+}
 
 MODULES = sorted(
     path.relative_to(PACKAGE).as_posix()

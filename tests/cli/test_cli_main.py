@@ -90,7 +90,7 @@ def test_version(capsys):
         ),
         (
             ["plugins", "list", "--kind", "heads"],
-            "--kind: must be one of method, head, loss, signal, recipe, transform; got 'heads';"
+            "--kind: must be one of method, head, loss, signal, recipe, transform, kernel; got 'heads';"
             " did you mean 'head'?",
         ),
     ],
