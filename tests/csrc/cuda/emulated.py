@@ -7,7 +7,10 @@ Each thread of a block is a fibre, and `seed` says in which order they and the b
 checked while they do, and ends the launch with an EmulationError: races in shared memory, reads of
 shared memory that was never written or is still on its way, barriers and operations of a warp that
 not all threads reach, addresses outside of shared memory or of the arguments' tensors or not
-aligned, and what C++ leaves undefined. `emulation/` has the C++ part.
+aligned, races between threads and between blocks in tensors that the kernel writes, and what C++
+leaves undefined. `emulation/` has the C++ part.
+
+A pointer given as an integer may point anywhere: then addresses outside of the tensors are allowed.
 """
 
 __all__ = ["EmulatedBackend", "EmulationError", "context_switches"]
@@ -52,8 +55,15 @@ class EmulationError(Exception):
     """A kernel did what it may not do; the message says which one, where, and what."""
 
 
-class _Range(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_size_t) for name in ("begin", "end", "first", "last"))
+class _Tensor(ctypes.Structure):
+    _fields_ = (
+        ("begin", ctypes.c_size_t),
+        ("end", ctypes.c_size_t),
+        ("first", ctypes.c_size_t),
+        ("last", ctypes.c_size_t),
+        ("argument", ctypes.c_int),
+        ("is_written", ctypes.c_int),
+    )
 
 
 class _Launch(ctypes.Structure):
@@ -64,9 +74,9 @@ class _Launch(ctypes.Structure):
         ("grid", ctypes.c_uint * 3),
         ("shared_bytes", ctypes.c_uint),
         ("seed", ctypes.c_uint64),
-        ("ranges", ctypes.POINTER(_Range)),
-        ("count", ctypes.c_int),
-        ("is_open", ctypes.c_bool),
+        ("tensors", ctypes.POINTER(_Tensor)),
+        ("tensor_count", ctypes.c_int),
+        ("has_addresses", ctypes.c_bool),
         ("image", ctypes.c_void_p),
         ("image_end", ctypes.c_void_p),
     )
@@ -122,23 +132,28 @@ class EmulatedBackend:
         self._check(kernel, grid, shared_bytes, arguments)
         library = _load(kernel, self._arch)
         letters = library.emulation_letters().decode()
-        if letters != kernel.signature.letters:
+        if letters.lower() != kernel.signature.letters:
             raise UsageError(
-                f"{kernel.label}: the signature must say what the kernel takes, {letters!r}; got"
-                f" {kernel.signature.letters!r}"
+                f"{kernel.label}: the signature must say what the kernel takes,"
+                f" {letters.lower()!r}; got {kernel.signature.letters!r}"
             )
-        ranges = [_range(a) for a in arguments if isinstance(a, torch.Tensor)]
-        addresses = zip(letters, arguments, strict=True)
+        parameters = kernel.signature.pack(arguments)
+        pairs = list(zip(letters, arguments, strict=True))
+        tensors = [
+            _describe(argument, number, letter == "P")
+            for number, (letter, argument) in enumerate(pairs)
+            if isinstance(argument, torch.Tensor)
+        ]
         request = _Launch(
             ctypes.cast(library.emulation_call, ctypes.c_void_p),
-            kernel.signature.pack(arguments),
+            parameters,
             kernel.threads,
             grid,
             shared_bytes,
             self.seed,
-            (_Range * len(ranges))(*ranges),
-            len(ranges),
-            any(letter == "p" and isinstance(a, int) and a != 0 for letter, a in addresses),
+            (_Tensor * len(tensors))(*tensors),
+            len(tensors),
+            any(letter in "pP" and isinstance(a, int) and a != 0 for letter, a in pairs),
             library.emulation_image(0),
             library.emulation_image(1),
         )
@@ -169,13 +184,13 @@ class EmulatedBackend:
             )
 
 
-def _range(tensor: torch.Tensor) -> _Range:
+def _describe(tensor: torch.Tensor, number: int, is_written: bool) -> _Tensor:
     """The bytes of a tensor's storage, and those from its first to its last element."""
     storage = tensor.untyped_storage()
     begin, first = storage.data_ptr(), tensor.data_ptr()
     span = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    bytes_ = 0 if tensor.numel() == 0 else (span + 1) * tensor.element_size()
-    return _Range(begin, begin + storage.nbytes(), first, first + bytes_)
+    size = 0 if tensor.numel() == 0 else (span + 1) * tensor.element_size()
+    return _Tensor(begin, begin + storage.nbytes(), first, first + size, number, is_written)
 
 
 def _resolve(message: str, library: ctypes.CDLL) -> str:

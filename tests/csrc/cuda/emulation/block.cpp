@@ -100,7 +100,10 @@ struct Site {
   Call call;
   std::string text;
 };
+// In the order of their numbers, and a hash table of these, plus 1.
 std::vector<Site> sites;
+constexpr size_t kSlots = 1 << 14;
+uint16_t slots[kSlots];
 
 }  // namespace
 
@@ -136,32 +139,37 @@ void fail(const char* format, ...) {
 }
 
 uint16_t site_of(const Call& call) {
-  struct Entry {
-    Call call;
-    uint16_t site;
-  };
-  constexpr size_t kEntries = 1 << 12;
-  static Entry cache[kEntries];
   const auto key = reinterpret_cast<uintptr_t>(call.operation) * 31 +
                    reinterpret_cast<uintptr_t>(call.where.file) +
                    static_cast<uintptr_t>(call.where.line) * 2654435761u;
-  Entry& entry = cache[(key ^ key >> 12) % kEntries];
-  const auto same = [&call](const Call& other) {
-    return other.operation == call.operation && other.where.file == call.where.file &&
-           other.where.line == call.where.line;
-  };
-  if (entry.call.operation != nullptr && same(entry.call)) return entry.site;
-  size_t site = 0;
-  while (site < sites.size() && !same(sites[site].call)) ++site;
-  if (site == sites.size()) {
-    sites.push_back({call, std::string(call.operation) + " at " + call.where.file + ":" +
-                               std::to_string(call.where.line)});
+  size_t slot = (key ^ key >> 14) % kSlots;
+  for (; slots[slot] != 0; slot = (slot + 1) % kSlots) {
+    const Call& other = sites[slots[slot] - 1].call;
+    if (other.operation == call.operation && other.where.file == call.where.file &&
+        other.where.line == call.where.line) {
+      return static_cast<uint16_t>(slots[slot] - 1);
+    }
   }
-  entry = {call, static_cast<uint16_t>(site)};
-  return entry.site;
+  if (sites.size() + 1 == kSlots) fail("more than %zu places touch memory", sites.size());
+  char text[512];
+  if (call.where.file == nullptr) {
+    std::snprintf(text, sizeof(text), "%s at {pc %x}", call.operation,
+                  static_cast<unsigned>(call.where.line));
+  } else {
+    std::snprintf(text, sizeof(text), "%s at %s:%d", call.operation, call.where.file,
+                  call.where.line);
+  }
+  sites.push_back({call, text});
+  slots[slot] = static_cast<uint16_t>(sites.size());
+  return static_cast<uint16_t>(sites.size() - 1);
 }
 
 const char* describe(uint16_t site) { return sites[site].text.c_str(); }
+
+void forget_sites() {
+  sites.clear();
+  std::memset(slots, 0, sizeof(slots));
+}
 
 void meet(void (*operation)(Warp& warp, void* const* operands), void* operands, const Call& call,
           bool aligned) {

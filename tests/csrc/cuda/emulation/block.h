@@ -45,8 +45,9 @@ struct Block {
   unsigned threads;
   unsigned grid[3];
   unsigned index[3];
-  uint32_t first_epoch;  // of this block
-  uint32_t epoch;        // goes up at each block barrier and from block to block, never down
+  uint32_t launch_epoch;  // first one of this launch
+  uint32_t first_epoch;   // first one of this block
+  uint32_t epoch;         // goes up at each block barrier and from block to block, never down
   unsigned waiting;      // threads that wait for the block
   unsigned exited;
   uint16_t barrier_site;
@@ -61,8 +62,10 @@ Warp& warp_of(const Thread& thread);
 // Ends the launch: `format` behind the block and, inside a thread, its number.
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
-// A number for a call, for records; `describe` reverses it: "load_shared_32 at x.cu:17".
+// A number for a call, for records; `describe` reverses it: "load_shared_32 at x.cu:17". Without a
+// file, the line is an offset in the kernel's machine code: "read at {pc 1f3}".
 uint16_t site_of(const Call& call);
+void forget_sites();
 const char* describe(uint16_t site);
 
 // Waits until all lanes of the warp have come; the last one then runs `operation`, on the operands

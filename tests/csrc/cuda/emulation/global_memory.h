@@ -1,27 +1,34 @@
-// Which global memory a kernel may touch.
+// Which global memory a kernel may touch, and who touched what of it.
 #pragma once
 
 #include <cstdint>
 
+#include "emulation.h"
+
 namespace emulation {
 
-// A tensor: the bytes of its storage, which may be read, and of those the ones from its first to
-// its last element, which may be written.
-struct Range {
+// An argument: the bytes of its storage, which may be read, and those from its first to its last
+// element, which may be written if the parameter is not a pointer to const. As in emulated.py.
+struct Tensor {
   uintptr_t begin, end;
   uintptr_t first, last;  // [first, last)
+  int argument;           // its number
+  int is_written;
 };
 
 struct GlobalMemory {
-  const Range* ranges;
+  const Tensor* tensors;
   int count;
-  bool is_open;                // there are pointers of which nothing is known
-  uintptr_t image, image_end;  // the kernel's own constants
+  bool has_addresses;
+  uintptr_t image, image_end;
 };
 
-extern GlobalMemory global;
+// What the next launch has. Storages that it may write get a shadow.
+void open_global(const GlobalMemory& memory);
 
-// A fault unless the bytes lie in one tensor.
-void check_global(const void* address, unsigned long bytes, bool write, const char* what);
+enum class Access { kRead, kWrite, kAdd };
+
+// A fault unless the bytes lie in one tensor and the access is in order with all others.
+void check_global(const void* address, unsigned long bytes, Access access, const Call& call);
 
 }  // namespace emulation

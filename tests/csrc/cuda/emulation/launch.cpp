@@ -18,7 +18,10 @@ struct Launch {
   unsigned grid[3];
   unsigned shared_bytes;
   uint64_t seed;
-  GlobalMemory global;
+  const Tensor* tensors;
+  int tensor_count;
+  bool has_addresses;          // beside tensors, of memory of which nothing is known
+  uintptr_t image, image_end;  // the kernel's machine code and constants
 };
 
 namespace {
@@ -27,7 +30,10 @@ const Launch* current;
 
 bool run(const Launch& launch) {
   current = &launch;
-  global = launch.global;
+  forget_sites();
+  open_global({launch.tensors, launch.tensor_count, launch.has_addresses, launch.image,
+               launch.image_end});
+  block.launch_epoch = block.epoch + 1;
   block.threads = launch.threads;
   for (int axis = 0; axis < 3; ++axis) block.grid[axis] = launch.grid[axis];
   resize_shared(launch.shared_bytes);

@@ -8,6 +8,7 @@
 #include "block.h"
 #include "emulation.h"
 #include "global_memory.h"
+#include "shadow.h"
 
 namespace emulation {
 namespace {
@@ -15,94 +16,13 @@ namespace {
 // Address of the first byte. Not 0, as it need not be on a GPU.
 constexpr unsigned kBase = 1024;
 
-// When and by whom: epoch of the block, of the warp (22 bits), thread (10 bits). 0 is never.
-using Stamp = uint64_t;
-
-Stamp now(const Thread& thread) {
-  return static_cast<Stamp>(block.epoch) << 32 | static_cast<Stamp>(warp_of(thread).epoch) << 10 |
-         thread.index;
-}
-unsigned thread_in(Stamp stamp) { return static_cast<unsigned>(stamp & 1023); }
-unsigned warp_in(Stamp stamp) { return thread_in(stamp) / kLanes; }
-uint32_t block_epoch_in(Stamp stamp) { return static_cast<uint32_t>(stamp >> 32); }
-uint32_t warp_epoch_in(Stamp stamp) { return static_cast<uint32_t>(stamp) >> 10; }
-
-bool is_before(Stamp earlier, Stamp later) {
-  if (block_epoch_in(earlier) < block_epoch_in(later)) return true;
-  if (thread_in(earlier) == thread_in(later)) return true;
-  return warp_in(earlier) == warp_in(later) && warp_epoch_in(earlier) < warp_epoch_in(later);
-}
-
-// What is known of a byte. Two readers are enough to find every race with a later write: they are
-// of two warps if there were such, else two lanes of the last warp epoch if there were such.
-struct Cell {
-  Stamp write;
-  Stamp reads[2];
-  uint16_t write_site;
-  uint16_t read_sites[2];
-  uint16_t in_flight;  // 1 from copy_async, whose stamp and site `write` has, to its arrival
-};
-
 std::vector<unsigned char> memory;
 std::vector<Cell> cells;
 
+Shadow shadow() { return {cells.data(), "shared memory", true}; }
+
 Cell* cells_at(unsigned address) { return cells.data() + (address - kBase); }
 unsigned char* bytes_at(unsigned address) { return memory.data() + (address - kBase); }
-unsigned offset_of(const Cell& cell) { return static_cast<unsigned>(&cell - cells.data()); }
-
-[[noreturn]] void fail_race(const Cell& cell, Stamp me, uint16_t site, Stamp other,
-                            uint16_t other_site, const char* other_does) {
-  fail("race in shared memory at byte %u: thread %u in %s, and thread %u %s it in %s, with no "
-       "barrier between",
-       offset_of(cell), thread_in(me), describe(site), thread_in(other), other_does,
-       describe(other_site));
-}
-
-void check_arrived(const Cell& cell, Stamp me, uint16_t site) {
-  if (!cell.in_flight) return;
-  fail("byte %u of shared memory is on its way: thread %u in %s, and thread %u has not waited for "
-       "its %s",
-       offset_of(cell), thread_in(me), describe(site), thread_in(cell.write),
-       describe(cell.write_site));
-}
-
-void note_read(Cell& cell, Stamp me, uint16_t site) {
-  check_arrived(cell, me, site);
-  if (block_epoch_in(cell.write) < block.first_epoch) {
-    fail("byte %u of shared memory was never written: thread %u in %s", offset_of(cell),
-         thread_in(me), describe(site));
-  }
-  if (!is_before(cell.write, me)) {
-    fail_race(cell, me, site, cell.write, cell.write_site, "wrote");
-  }
-  if (cell.reads[0] == me) return;
-  const bool first_is_old = block_epoch_in(cell.reads[0]) < block.epoch;
-  const bool second_is_old = block_epoch_in(cell.reads[1]) < block.epoch;
-  if (first_is_old || (warp_in(cell.reads[0]) == warp_in(me) &&
-                       warp_epoch_in(cell.reads[0]) < warp_epoch_in(me))) {
-    cell.reads[0] = me;
-    cell.read_sites[0] = site;
-    if (!second_is_old && warp_in(cell.reads[1]) == warp_in(me)) cell.reads[1] = 0;
-  } else if (second_is_old || warp_in(cell.reads[1]) == warp_in(cell.reads[0])) {
-    cell.reads[1] = me;
-    cell.read_sites[1] = site;
-  }
-}
-
-void note_write(Cell& cell, Stamp me, uint16_t site) {
-  check_arrived(cell, me, site);
-  if (!is_before(cell.write, me)) {
-    fail_race(cell, me, site, cell.write, cell.write_site, "wrote");
-  }
-  for (int i = 0; i < 2; ++i) {
-    if (!is_before(cell.reads[i], me)) {
-      fail_race(cell, me, site, cell.reads[i], cell.read_sites[i], "read");
-    }
-    cell.reads[i] = 0;
-  }
-  cell.write = me;
-  cell.write_site = site;
-}
 
 }  // namespace
 
@@ -127,9 +47,7 @@ void check_address(unsigned address, unsigned bytes, unsigned short site) {
 }
 
 void read_by(unsigned reader, unsigned address, void* value, unsigned bytes, unsigned short site) {
-  const Stamp me = now(thread_of(reader));
-  Cell* cell = cells_at(address);
-  for (unsigned i = 0; i < bytes; ++i) note_read(cell[i], me, site);
+  shadow().note_read(address - kBase, bytes, stamp_of(thread_of(reader)), site);
   std::memcpy(value, bytes_at(address), bytes);
 }
 
@@ -142,9 +60,7 @@ void load_shared(unsigned address, void* value, unsigned bytes, const Call& call
 void store_shared(unsigned address, const void* value, unsigned bytes, const Call& call) {
   const uint16_t site = site_of(call);
   check_address(address, bytes, site);
-  const Stamp me = now(*block.current);
-  Cell* cell = cells_at(address);
-  for (unsigned i = 0; i < bytes; ++i) note_write(cell[i], me, site);
+  shadow().note_write(address - kBase, bytes, stamp_of(*block.current), site, Kind::kPlain);
   std::memcpy(bytes_at(address), value, bytes);
 }
 
@@ -155,14 +71,9 @@ void copy_async(unsigned address, const void* source, unsigned bytes, const Call
   if (reinterpret_cast<uintptr_t>(source) % 16 != 0) {
     fail("%s: the source must be aligned to 16; got %p", describe(site), source);
   }
-  if (bytes != 0) check_global(source, bytes, false, describe(site));
+  if (bytes != 0) check_global(source, bytes, Access::kRead, call);
   Thread& thread = *block.current;
-  const Stamp me = now(thread);
-  Cell* cell = cells_at(address);
-  for (unsigned i = 0; i < 16; ++i) {
-    note_write(cell[i], me, site);
-    cell[i].in_flight = 1;
-  }
+  shadow().note_write(address - kBase, 16, stamp_of(thread), site, Kind::kOnItsWay);
   thread.copies.push_back({address, source, bytes, thread.open_group});
 }
 
@@ -170,7 +81,7 @@ void commit_copies() { ++block.current->open_group; }
 
 void wait_copies(unsigned pending, const Call&) {
   Thread& thread = *block.current;
-  const Stamp me = now(thread);
+  const Stamp me = stamp_of(thread);
   size_t done = 0;
   for (const PendingCopy& copy : thread.copies) {
     if (copy.group + pending >= thread.open_group) break;
@@ -180,7 +91,7 @@ void wait_copies(unsigned pending, const Call&) {
     std::memset(bytes + copy.bytes, 0, 16 - copy.bytes);
     Cell* cell = cells_at(copy.address);
     for (unsigned i = 0; i < 16; ++i) {
-      cell[i].in_flight = 0;
+      cell[i].kind = Kind::kPlain;
       cell[i].write = me;
     }
   }
@@ -195,7 +106,7 @@ void check_copies_done() {
 }
 
 void forget_copies() {
-  for (Cell& cell : cells) cell.in_flight = 0;
+  for (Cell& cell : cells) cell.kind = Kind::kPlain;
 }
 
 }  // namespace emulation

@@ -1,7 +1,4 @@
-// Shared memory, and for each byte of it who touched it last.
-//
-// Two accesses of different threads are in order if a block barrier lies between them, or a warp
-// barrier if both are of one warp; anything else is a race if one of them writes.
+// Shared memory. Each access is noted in a shadow of it, and checked there.
 #pragma once
 
 #include <cstddef>

@@ -6,13 +6,18 @@
 
 namespace emulation {
 
-// The letter that ftrt.kernels.signature has for a parameter; '?' if it has none.
+// The letter that ftrt.kernels.signature has for a parameter, with P for a pointer that is written
+// through; '?' if it has none.
 template <typename T>
 struct Letter {
   static constexpr char value = '?';
 };
 template <typename T>
 struct Letter<T*> {
+  static constexpr char value = 'P';
+};
+template <typename T>
+struct Letter<const T*> {
   static constexpr char value = 'p';
 };
 template <>
