@@ -49,12 +49,11 @@ _HALVES = ("float16", "bfloat16")
 # Bytes that a thread of `quantize_rows` keeps in registers, so that a row is read once.
 _HELD_BYTES = 8 * 16
 
-# Rows of a block of `quantize_project`, features of a chunk, and chunks on their way at a time. A
-# chunk's rows are 16 bytes longer than their elements, which spreads them over the banks.
+# Rows of a block of `quantize_project`, features of a chunk, and places of chunks on their way.
 _PROJECT_ROWS = 16
 _PROJECT_CHUNK = 256
 _PROJECT_STAGES = 4
-_PROJECT_CHUNK_BYTES = _PROJECT_ROWS * (2 * _PROJECT_CHUNK + 16)
+_PROJECT_CHUNK_BYTES = _PROJECT_ROWS * 2 * _PROJECT_CHUNK
 
 # Columns of a block of `thin_gradient`, and rows it multiplies at a time by the type of x.
 _THIN_COLUMNS = 128
@@ -121,7 +120,7 @@ def quantize_project_shared_bytes(features: int, outlier_count: int, cached_feat
         cached_features: as the kernel's parameter, a multiple of 256: of 16 rows, these stay.
     """
     chunks = cached_features // _PROJECT_CHUNK + _PROJECT_STAGES
-    return chunks * _PROJECT_CHUNK_BYTES + 64 + _outlier_bytes(features, outlier_count)
+    return chunks * _PROJECT_CHUNK_BYTES + _outlier_bytes(features, outlier_count)
 
 
 def quantize_project_cached_features(features: int, outlier_count: int, shared_limit: int) -> int:
