@@ -17,7 +17,7 @@ from ftrt.kernels.signature import Argument, Signature
 ARCHES = ("80", "86", "89", "90a", "100", "120")
 
 # The headers of ftrt that every kernel may include, a plugin's among them.
-_PUBLIC_HEADERS = ("ptx.cuh", "types.cuh")
+_PUBLIC_HEADERS = ("elements.cuh", "ptx.cuh", "types.cuh")
 
 
 def source_folder() -> Path:
@@ -47,8 +47,8 @@ class Kernel:
 
     Attributes:
         name: of the function in the source, declared `extern "C" __global__`.
-        source: the `.cu` file. It may include the headers beside it, ftrt's `ptx.cuh` and
-            `types.cuh`, and no other.
+        source: the `.cu` file. It may include the headers beside it, ftrt's `elements.cuh`,
+            `ptx.cuh` and `types.cuh`, and no other.
         signature: the function's parameters, see `ftrt.kernels.signature`.
         defines: macros, by name.
         threads: in a block; the source says `__launch_bounds__` with the same number.

@@ -2,9 +2,17 @@
 tests.
 """
 
-__all__ = ["assert_close", "check_head", "check_loss", "check_method", "tolerance"]
+__all__ = [
+    "assert_close",
+    "check_head",
+    "check_kernel",
+    "check_loss",
+    "check_method",
+    "tolerance",
+]
 
 from ftrt.testing.heads import check_head
+from ftrt.testing.kernels import check_kernel
 from ftrt.testing.losses import check_loss
 from ftrt.testing.methods import check_method
 from ftrt.testing.tolerances import assert_close, tolerance

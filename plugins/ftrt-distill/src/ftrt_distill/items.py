@@ -5,7 +5,6 @@ __all__ = ["select_items"]
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ftrt.errors import UnsupportedError
@@ -16,7 +15,7 @@ IGNORED_LABEL = -100
 def select_items(
     student: Tensor, teacher: Tensor, batch: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor]:
-    """The student's and the teacher's logits of the items that the labels mark, as float32.
+    """The student's and the teacher's logits of the items that the labels mark, each in its dtype.
 
     Two-dimensional logits are a classifier's, one item an example. Three-dimensional ones are a
     causal language model's: position i predicts label i + 1, so the last position and those before
@@ -42,4 +41,4 @@ def select_items(
     if student.dim() == 3:
         student, teacher, labels = student[:, :-1], teacher[:, :-1], labels[:, 1:]
     marked = labels.ne(IGNORED_LABEL)
-    return student[marked].float(), teacher[marked].detach().to(student.device, torch.float32)
+    return student[marked], teacher[marked].detach().to(student.device)

@@ -9,8 +9,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from ftrt import LossTerm, PluginConfig, hookimpl
+from ftrt import LossTerm, PluginConfig, hookimpl, kernels
 from ftrt.errors import UsageError
+from ftrt_distill.divergence import row_divergence
 from ftrt_distill.items import select_items
 
 ftrt_hookspec = 1
@@ -30,6 +31,7 @@ class LogitKL(LossTerm):
 
     T² keeps the gradient's size when the temperature changes: it falls with 1 / T² otherwise
     (section 2.1 there). Source: Hinton et al. 2015, https://arxiv.org/abs/1503.02531, section 2.
+    On a GPU, kernels of this package compute value and gradient where ftrt's CUDA runtime is there.
     """
 
     name: ClassVar[str] = "logit_kl"
@@ -47,14 +49,22 @@ class LogitKL(LossTerm):
         if signal is None:
             raise UsageError("loss 'logit_kl': needs a teacher; got no signal")
         ours, theirs = select_items(student["logits"], signal["logits"], batch)
+        p, q = (theirs, ours) if self.config.direction == "forward" else (ours, theirs)
         temperature = self.config.temperature
-        student_log = functional.log_softmax(ours / temperature, dim=-1)
-        teacher_log = functional.log_softmax(theirs / temperature, dim=-1)
-        if self.config.direction == "reverse":
-            student_log, teacher_log = teacher_log, student_log
-        # kl_div(input, target) is KL(target ‖ input)
-        divergence = functional.kl_div(student_log, teacher_log, reduction="sum", log_target=True)
-        return temperature**2 * divergence, ours.shape[0]
+        divergence = _fused if kernels.is_available(ours.device) else _composed
+        return temperature**2 * divergence(p, q, temperature), ours.shape[0]
+
+
+def _fused(p: Tensor, q: Tensor, temperature: float) -> Tensor:
+    return row_divergence(p, q, temperature).sum()
+
+
+def _composed(p: Tensor, q: Tensor, temperature: float) -> Tensor:
+    p_log, q_log = (
+        functional.log_softmax(logits.float() / temperature, dim=-1) for logits in (p, q)
+    )
+    # kl_div(input, target) is KL(target ‖ input)
+    return functional.kl_div(q_log, p_log, reduction="sum", log_target=True)
 
 
 @hookimpl
