@@ -16,7 +16,8 @@
 A plugin module states the version of this file it was written for, `ftrt_hookspec = 1`, marks its
 functions with `ftrt.hookimpl` and lists what it offers as entry points of the group `ftrt`,
 `"method.NAME" = "module"`. The entry points are read without importing the module, so what is not
-listed there cannot be found.
+listed there cannot be found. `"method.PREFIX:*"` lists a family: all names PREFIX:NAME that the
+module's hook returns.
 """
 
 __all__ = ["HOOKS", "HOOKSPEC_VERSION", "KINDS", "PROJECT", "hookimpl"]

@@ -1,6 +1,6 @@
 """What the installed distributions say they offer, read from their metadata without an import."""
 
-__all__ = ["Manifest", "Offer", "discover"]
+__all__ = ["FAMILY_END", "Manifest", "Offer", "discover"]
 
 import re
 from collections.abc import Iterable
@@ -11,13 +11,20 @@ from ftrt.errors import PluginError, one_line, suggest
 from ftrt.hookspecs import KINDS
 
 GROUP = "ftrt"
-NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+# "peft:*" is a family: its module offers every name that starts with "peft:" and that its hook
+# returns, so the names need not be known before it is imported.
+FAMILY_END = ":*"
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*(:\*)?")
 MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 @dataclass(frozen=True, order=True)
 class Offer:
-    """One entry point: a distribution says that `module` registers the `kind` called `name`."""
+    """One entry point: a distribution says that `module` registers the `kind` called `name`.
+
+    A `name` that ends in ":*" is a family: the module registers names that start with what stands
+    before the "*".
+    """
 
     kind: str
     name: str
@@ -28,6 +35,22 @@ class Offer:
     def __str__(self) -> str:
         return f"{self.distribution} {self.version} ({self.module})"
 
+    @property
+    def is_family(self) -> bool:
+        """Whether it offers all names of a prefix instead of one."""
+        return self.name.endswith(FAMILY_END)
+
+    def covers(self, name: str) -> bool:
+        """Whether a recipe's `name` is this offer's, or may be of its family."""
+        if not self.is_family:
+            return name == self.name
+        return name == self.name or (":" in name and name.partition(":")[0] == self.family)
+
+    @property
+    def family(self) -> str:
+        """What stands before the ":" in the names of a family; empty for a single name."""
+        return self.name.removesuffix(FAMILY_END) if self.is_family else ""
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -37,12 +60,12 @@ class Manifest:
     malformed: tuple[str, ...] = ()
 
     def find(self, kind: str, name: str) -> Offer:
-        """The one offer of that kind and name.
+        """The one offer of that kind that has the name, or whose family the name starts with.
 
         Raises:
             PluginError: nobody offers it (with the nearest name), or two do (both are named).
         """
-        found = [offer for offer in self.offers if (offer.kind, offer.name) == (kind, name)]
+        found = [offer for offer in self.offers if offer.kind == kind and offer.covers(name)]
         if not found:
             raise PluginError(self._not_offered(kind, name))
         if len(found) > 1:
@@ -57,9 +80,14 @@ class Manifest:
         return {key: tuple(offers) for key, offers in by_key.items() if len(offers) > 1}
 
     def _not_offered(self, kind: str, name: str) -> str:
-        known = {offer.name for offer in self.offers if offer.kind == kind}
+        families = {offer.family for offer in self.offers if offer.kind == kind and offer.is_family}
+        known = {offer.name for offer in self.offers if offer.kind == kind and not offer.is_family}
         other = sorted({offer.kind for offer in self.offers if offer.name == name})
         hint = f"; a {other[0]} has that name" if other else suggest(name, known)
+        if families and ":" not in name and not other:
+            hint += f"; or {' or '.join(repr(f'{family}:{name}') for family in sorted(families))}?"
+        elif families and ":" in name:
+            hint = suggest(name.partition(":")[0], families)
         broken = [text for text in self.malformed if f".{name}'" in text]
         if broken:
             hint = f"; an entry point is malformed: {broken[0]}"
@@ -144,7 +172,7 @@ def _fault(point: metadata.EntryPoint) -> str | None:
     if not NAME.fullmatch(name):
         return (
             f"entry point {point.name!r} must read KIND.NAME with NAME of letters, digits, '_'"
-            f" and '-', a letter first; got {name!r}"
+            f" and '-', a letter first, or of that and ':*' for a family; got {name!r}"
         )
     if not MODULE.fullmatch(_module(point)):
         return f"entry point {point.name!r} must name a module, package.module; got {point.value!r}"

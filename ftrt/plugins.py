@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from ftrt import hookspecs
-from ftrt.errors import FtrtError, PluginError, one_line
+from ftrt.errors import FtrtError, PluginError, one_line, suggest
 from ftrt.manifest import Manifest, Offer, discover
 from ftrt.plugin_faults import (
     import_fault,
@@ -49,6 +49,13 @@ class PluginManager:
         """
         offer = self.manifest.find(kind, name)
         registered = self.registered(offer, kind)
+        if name not in registered and offer.is_family:
+            members = self.members(offer, kind)
+            raise PluginError(
+                f"{kind} {name!r}: {offer} must offer it to be used; it does"
+                f" not{suggest(name, members)} (`ftrt plugins info '{offer.name}'` lists all"
+                f" {len(members)})"
+            )
         if name not in registered:
             module = self._modules[offer.module]
             raise PluginError(
@@ -58,6 +65,15 @@ class PluginManager:
                 " plugin, or the entry points in its pyproject.toml"
             )
         return registered[name]
+
+    def members(self, offer: Offer, kind: str) -> list[str]:
+        """The names that recipes may use for an offer: its own, or those of its family, sorted.
+
+        A family's module is imported for it.
+        """
+        if not offer.is_family:
+            return [offer.name]
+        return sorted(name for name in self.registered(offer, kind) if offer.covers(name))
 
     def registered(self, offer: Offer, kind: str) -> dict[str, Any]:
         """name -> class, or `Kernel`, of everything of `kind` that the module registers."""

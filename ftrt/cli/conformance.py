@@ -61,7 +61,7 @@ def _checks(module: str, installed: list[Offer], tried_with: CheckOptions) -> It
     if not any(found.values()):
         yield _result(module, "registers something", "none of its hooks returns a class")
     for promised in installed:
-        if promised.name not in found[promised.kind]:
+        if not any(promised.covers(name) for name in found[promised.kind]):
             hook = f"{KINDS[promised.kind]}() does not return it"
             yield _result(f"{promised.kind} {promised.name}", "promised in metadata", hook)
     for kind, classes in found.items():
@@ -73,7 +73,7 @@ def _checks(module: str, installed: list[Offer], tried_with: CheckOptions) -> It
 
 def _check_class(kind: str, name: str, cls: type[Any], installed: list[Offer]) -> Iterator[Result]:
     subject = f"{kind} {name}"
-    if installed and (kind, name) not in {(offer.kind, offer.name) for offer in installed}:
+    if installed and not any(offer.kind == kind and offer.covers(name) for offer in installed):
         yield _result(
             subject,
             "offered in metadata",

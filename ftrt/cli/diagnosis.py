@@ -191,11 +191,15 @@ def _plugins() -> Iterator[Finding]:
         yield Finding("plugins", "entry point", "", text, fix)
     for kind, name in sorted({(offer.kind, offer.name) for offer in manifest.offers}):
         try:
-            registry.find(kind, name)
+            offer = manifest.find(kind, name)
+            members = registry.manager.members(offer, kind)
+            for member in members:
+                registry.find(kind, member)
         except FtrtError as error:
             yield Finding("plugins", f"{kind} {name}", "", str(error))
         else:
-            yield Finding("plugins", f"{kind} {name}", str(manifest.find(kind, name)))
+            count = f", {len(members)} names" if offer.is_family else ""
+            yield Finding("plugins", f"{kind} {name}", f"{offer}{count}")
     if not manifest.offers:
         problem = "no method can be used: no plugin is installed"
         fix = "pip install ftrt-lowrank ftrt-heads"

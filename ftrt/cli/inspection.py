@@ -1,6 +1,6 @@
 """What `ftrt plugins info` finds out by importing a plugin."""
 
-__all__ = ["config_options", "describe_plugin"]
+__all__ = ["config_options", "describe_family", "describe_plugin"]
 
 import inspect
 from typing import Any
@@ -26,7 +26,7 @@ def describe_plugin(kind: str, name: str) -> dict[str, Any]:
     return {
         "kind": kind,
         "name": name,
-        "summary": (inspect.getdoc(found) or "").partition("\n\n")[0].replace("\n", " "),
+        "summary": _summary(found),
         "source": getattr(found, "source", None),
         "distribution": offer.distribution,
         "version": offer.version,
@@ -35,6 +35,24 @@ def describe_plugin(kind: str, name: str) -> dict[str, Any]:
         "facts": {fact: _json(getattr(found, fact)) for fact in FACTS.get(kind, ())},
         "options": config_options(found.Config),
     }
+
+
+def describe_family(kind: str, name: str) -> dict[str, Any]:
+    """The members of a family, "peft:*", with what each is, as JSON values."""
+    registry = Registry()
+    offer = registry.manager.manifest.find(kind, name)
+    members = registry.manager.members(offer, kind)
+    return {
+        "kind": kind,
+        "name": name,
+        "distribution": offer.distribution,
+        "version": offer.version,
+        "members": [{"name": m, "summary": _summary(registry.find(kind, m))} for m in members],
+    }
+
+
+def _summary(found: type[Any]) -> str:
+    return (inspect.getdoc(found) or "").partition("\n\n")[0].replace("\n", " ")
 
 
 def config_options(config: type[BaseModel]) -> list[dict[str, Any]]:

@@ -69,12 +69,18 @@ def info(
     kind: KindOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Explain one plugin: its source and the options a recipe may give. Imports it."""
-    from ftrt.cli.inspection import describe_plugin
+    """Explain one plugin: its source and the options a recipe may give. Imports it.
+
+    The name of a family, say 'peft:*', lists its members.
+    """
+    from ftrt.cli.inspection import describe_family, describe_plugin
 
     _require_kind(kind)
     offer = _choose(discover(), name, kind)
-    emit(describe_plugin(offer.kind, offer.name), as_json=as_json, render=_show_info)
+    if offer.is_family and offer.name == name:
+        emit(describe_family(offer.kind, name), as_json=as_json, render=_show_family)
+    else:
+        emit(describe_plugin(offer.kind, name), as_json=as_json, render=_show_info)
 
 
 @app.command()
@@ -156,7 +162,7 @@ def _require_kind(kind: str | None) -> None:
 def _choose(manifest: Manifest, name: str, kind: str | None) -> Offer:
     if kind is not None:
         return manifest.find(kind, name)
-    kinds = sorted({offer.kind for offer in manifest.offers if offer.name == name})
+    kinds = sorted({offer.kind for offer in manifest.offers if offer.covers(name)})
     if len(kinds) > 1:
         raise UsageError(
             f"{name!r}: one plugin must have that name, or --kind must say which; got"
@@ -204,6 +210,11 @@ def _show_info(answer: Mapping[str, Any]) -> None:
         )
     else:
         screen.print("  no options")
+
+
+def _show_family(answer: Mapping[str, Any]) -> None:
+    console().print(f"{answer['kind']} {answer['name']}: {answer['distribution']} offers")
+    table(("name", "what it is"), [tuple(member.values()) for member in answer["members"]])
 
 
 def _show_check(answer: Mapping[str, Any]) -> None:

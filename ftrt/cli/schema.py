@@ -96,7 +96,13 @@ def _define(kind: str, definitions: dict[str, Any], own: dict[str, Any]) -> list
 
     registry = Registry()
     alternatives, faults = [], []
-    names = {offer.name for offer in registry.manager.manifest.offers if offer.kind == kind}
+    names: set[str] = set()
+    for offer in registry.manager.manifest.offers:
+        if offer.kind == kind:
+            try:
+                names.update(registry.manager.members(offer, kind))
+            except FtrtError as error:
+                faults.append(str(error))
     for name in sorted(names):
         try:
             found = registry.find(kind, name)
