@@ -179,6 +179,7 @@ def units(
         suffix = next((s for s in every_level if source.stem.endswith(s)), None)
         if suffix is None or suffix in own_flags:
             found.append(Unit(source, (*macros, *own_flags.get(suffix or "", ()))))
+    found += [Unit(source) for source in sorted((CSRC / "runtime").glob("*.cpp"))]
     flags = (
         f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
         f'-DFTRT_BUILD_TORCH="{torch_version}"',
@@ -205,7 +206,7 @@ def link_flags(torch_lib: Path) -> list[str]:
     needs."""
     if sys.platform == "darwin":
         return ["-bundle", "-undefined", "dynamic_lookup"]
-    return ["-shared", "-s", f"-L{torch_lib}", "-ltorch_cpu"]
+    return ["-shared", "-s", f"-L{torch_lib}", "-ltorch_cpu", "-ldl"]
 
 
 def write_ninja(build: Path, target: Path, compiler: str, levels: tuple[IsaLevel, ...]) -> None:

@@ -1,6 +1,15 @@
 """What the environment can set, read in one place."""
 
-__all__ = ["cache_dir", "cpu_isa", "cuda_ops", "is_offline"]
+__all__ = [
+    "cache_dir",
+    "cpu_isa",
+    "cuda_ops",
+    "is_offline",
+    "kernel_bundle",
+    "kernel_cache_dir",
+    "local_rank",
+    "nvrtc_path",
+]
 
 import os
 from pathlib import Path
@@ -17,6 +26,31 @@ def cache_dir() -> Path:
     if explicit:
         return Path(explicit).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ftrt"
+
+
+def kernel_cache_dir() -> Path:
+    """Where compiled CUDA kernels are kept: `kernels` in `cache_dir()`; not created here."""
+    return cache_dir() / "kernels"
+
+
+def kernel_bundle() -> Path | None:
+    """`FTRT_KERNEL_BUNDLE`, a folder or a file of CUDA kernels that were compiled ahead."""
+    path = os.environ.get("FTRT_KERNEL_BUNDLE")
+    return Path(path).expanduser() if path else None
+
+
+def nvrtc_path() -> Path | None:
+    """`FTRT_NVRTC`, the libnvrtc to compile CUDA kernels with, or None to look for one."""
+    path = os.environ.get("FTRT_NVRTC")
+    return Path(path).expanduser() if path else None
+
+
+def local_rank() -> int:
+    """`LOCAL_RANK`, which launchers set: this process among those of the machine; 0 without."""
+    rank = os.environ.get("LOCAL_RANK") or "0"
+    if not rank.isdecimal():
+        raise ConfigError(f"LOCAL_RANK: must be a number, 0 or above; got {rank!r}")
+    return int(rank)
 
 
 def is_offline() -> bool:

@@ -9,6 +9,7 @@
 
 #include "ftrt/ceiling.h"
 #include "ftrt/cpu_features.h"
+#include "kernels.h"
 
 #ifndef FTRT_BUILD_TORCH
 #error "setup.py defines FTRT_BUILD_TORCH, the version of torch whose headers are used"
@@ -70,4 +71,5 @@ PYBIND11_MODULE(_C, m) {
         " or bytes a second (read). ValueError for bf16 where the level has no such product.");
   m.def("build_facts", &ftrt::bindings::build_facts,
         "The compiler, and the torch whose headers were used.");
+  ftrt::bindings::add_kernels(m);
 }

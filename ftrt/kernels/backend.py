@@ -3,6 +3,7 @@
 __all__ = ["Backend", "current_backend", "launch", "use_backend"]
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -10,6 +11,7 @@ import torch
 
 from ftrt.errors import UnsupportedError
 from ftrt.kernels.kernel import Kernel
+from ftrt.kernels.native import USE_REFERENCE
 from ftrt.kernels.signature import Argument
 
 Grid = tuple[int, int, int]
@@ -42,14 +44,24 @@ _backend: Backend | None = None
 
 
 def current_backend() -> Backend:
-    """The backend in use.
+    """The backend in use: the one `use_backend` has set, or else this machine's GPUs.
 
     Raises:
-        UnsupportedError: there is none; the message says what is missing.
+        UnsupportedError: there are none; the message says what is missing, and the fix.
     """
-    if _backend is None:
-        raise UnsupportedError("ftrt.kernels: no CUDA runtime")
-    return _backend
+    return _cuda_backend() if _backend is None else _backend
+
+
+@functools.cache
+def _cuda_backend() -> Backend:
+    from ftrt.kernels.runtime import CudaBackend
+
+    try:
+        return CudaBackend()
+    except UnsupportedError as error:
+        if USE_REFERENCE in str(error):
+            raise
+        raise UnsupportedError(f"{error}. {USE_REFERENCE}") from None
 
 
 @contextlib.contextmanager

@@ -53,6 +53,11 @@ class Signature:
             offset += padding + size
         return struct.Struct(layout)
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the parameter buffer."""
+        return self._packer.size
+
     def pack(self, arguments: Sequence[Argument]) -> bytes:
         """The parameter buffer.
 

@@ -1,0 +1,214 @@
+"""A kernel's cubin: from a bundle that was built ahead, from the cache, or compiled."""
+
+__all__ = [
+    "COMPILE_OPTIONS",
+    "Cubin",
+    "bundle_paths",
+    "choose_arch",
+    "compile_kernel",
+    "find_cubin",
+    "kernel_key",
+]
+
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ftrt import config
+from ftrt.errors import UnsupportedError
+from ftrt.kernels.kernel import Kernel
+from ftrt.kernels.native import USE_REFERENCE, native
+from ftrt.kernels.nvrtc import open_nvrtc
+
+# What every kernel is compiled with, beside its macros and the architecture.
+COMPILE_OPTIONS = ("--std=c++17",)
+
+# How long a rank waits for local rank 0 to begin compiling, and anybody for who has begun. A kernel
+# takes about a second.
+LEADER_SECONDS = 5.0
+LOCK_SECONDS = 120.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Cubin:
+    """A compiled kernel.
+
+    Attributes:
+        image: the ELF file.
+        arch: that it was compiled for.
+        compiler: version of NVRTC.
+        origin: "bundle", "cache" or "compiled".
+        notes: what went wrong on the way and was got around.
+    """
+
+    image: bytes
+    arch: str
+    compiler: tuple[int, int]
+    origin: str
+    notes: tuple[str, ...] = ()
+
+
+def choose_arch(kernel: Kernel, capability: tuple[int, int]) -> str:
+    """The architecture of `kernel.arches` to compile for, for a device.
+
+    A cubin runs on later minor versions of its major one, and one of "90a" on 9.0 only.
+
+    Args:
+        capability: of the device, (8, 6) for sm_86.
+
+    Raises:
+        UnsupportedError: the kernel is for none that the device runs.
+    """
+    usable = [arch for arch in kernel.arches if _runs_on(arch, capability)]
+    if usable:
+        return max(usable, key=_capability)
+    got = f"{capability[0]}.{capability[1]}"
+    if capability < (8, 0):
+        raise UnsupportedError(
+            f"CUDA kernels: the GPU must have compute capability 8.0 or newer; got {got}."
+            f" {USE_REFERENCE}"
+        )
+    arches = ", ".join(f"sm_{arch}" for arch in kernel.arches)
+    raise UnsupportedError(
+        f"{kernel.label}: the GPU must run one of {arches}; got compute capability {got}."
+        f" {USE_REFERENCE}"
+    )
+
+
+def find_cubin(kernel: Kernel, arch: str, newest: int | None = None) -> Cubin:
+    """The cubin of `kernel` for `arch`, or where no compiler is, for an older one that `arch` runs.
+
+    Args:
+        newest: CUDA major version of the driver that will load it.
+
+    Raises:
+        UnsupportedError: there is no compiler, and no bundle nor the cache has it.
+        UsageError: the source does not compile; the message has the compiler's log.
+    """
+    notes: list[str] = []
+    found = _from_bundles(kernel, arch, notes)
+    if found is None:
+        try:
+            open_nvrtc(newest)
+        except UnsupportedError as error:
+            found = _without_compiler(kernel, arch, notes, error)
+        else:
+            found = _from_cache_or_compiler(kernel, arch, notes)
+    for note in found.notes:
+        logger.warning("%s", note)
+    logger.info(
+        "kernel %s, sm_%s: %s, by NVRTC %d.%d; sha256 of its source %s",
+        *(kernel.label, found.arch, found.origin, *found.compiler, kernel.source_hash()),
+    )
+    return found
+
+
+def compile_kernel(kernel: Kernel, arch: str, *, is_verbose: bool = False) -> tuple[bytes, str]:
+    """Compile anew, without looking at bundles or the cache: the cubin and the compiler's log.
+
+    Args:
+        is_verbose: the log has what the kernel uses: registers, spills, shared memory.
+
+    Raises:
+        UnsupportedError: there is no compiler.
+        UsageError: the source does not compile; the message has the compiler's log.
+    """
+    open_nvrtc()
+    made: tuple[bytes, str] = native().compile(_source(kernel), arch, is_verbose)
+    return made
+
+
+def kernel_key(kernel: Kernel, arch: str) -> str:
+    """What the cubin is looked up by: sha256 of source, headers, options and architecture."""
+    key: str = native().source_key(_source(kernel), arch)
+    return key
+
+
+def bundle_paths() -> tuple[Path, ...]:
+    """Bundles to look into: the one `FTRT_KERNEL_BUNDLE` names, and the package's if it has one."""
+    named = config.kernel_bundle()
+    shipped = Path(__file__).with_name("bundle")
+    return (*([named] if named else []), *([shipped] if shipped.exists() else []))
+
+
+def _source(kernel: Kernel) -> Any:
+    return native().Source(
+        kernel.source.name,
+        kernel.source.read_text(),
+        list(kernel.headers().items()),
+        [*COMPILE_OPTIONS, *kernel.options],
+    )
+
+
+def _from_bundles(kernel: Kernel, arch: str, notes: list[str]) -> Cubin | None:
+    paths = bundle_paths()
+    if not paths:
+        return None
+    key = kernel_key(kernel, arch)
+    for path in paths:
+        entry, said = native().find_in_bundle(str(path), key)
+        notes += said
+        if entry is not None:
+            return Cubin(entry["image"], arch, entry["compiler"], "bundle", tuple(notes))
+    return None
+
+
+def _from_cache_or_compiler(kernel: Kernel, arch: str, notes: list[str]) -> Cubin:
+    entry, was_compiled, log, said = native().compile_cached(
+        _source(kernel),
+        arch,
+        label=f"{kernel.label} sm_{arch}",
+        folder=str(config.kernel_cache_dir()),
+        is_leader=config.local_rank() == 0,
+        leader_seconds=LEADER_SECONDS,
+        lock_seconds=LOCK_SECONDS,
+    )
+    if log:
+        notes.append(f"{kernel.source.name}: the compiler says:\n{log}")
+    origin = "compiled" if was_compiled else "cache"
+    return Cubin(entry["image"], arch, entry["compiler"], origin, (*notes, *said))
+
+
+def _without_compiler(
+    kernel: Kernel, arch: str, notes: list[str], reason: UnsupportedError
+) -> Cubin:
+    folder = config.kernel_cache_dir()
+    capability = _capability(arch)
+    older = [one for one in kernel.arches if one != arch and _runs_on(one, capability)]
+    for candidate in (arch, *sorted(older, key=_capability, reverse=True)):
+        found = _from_bundles(kernel, candidate, notes)
+        if found is None:
+            entry, said = native().find_in_cache(str(folder), kernel_key(kernel, candidate))
+            notes += said
+            if entry is not None:
+                found = Cubin(entry["image"], candidate, entry["compiler"], "cache", tuple(notes))
+        if found is not None and candidate != arch:
+            note = (
+                f"{kernel.label}: runs as compiled for sm_{candidate}, which is slower than for"
+                f" sm_{arch}: there is no NVRTC to compile it anew. {reason}"
+            )
+            return Cubin(found.image, candidate, found.compiler, found.origin, (*notes, note))
+        if found is not None:
+            return found
+    said_before = "".join(f". {note}" for note in notes)
+    bundles = ", ".join(map(str, bundle_paths())) or "no bundle"
+    raise UnsupportedError(
+        f"{kernel.label}: must be compiled for sm_{arch}, and {bundles} and {folder} do not have"
+        f" it; {reason}{said_before}. {USE_REFERENCE}"
+    )
+
+
+def _capability(arch: str) -> tuple[int, int]:
+    digits = re.sub(r"\D", "", arch)
+    return int(digits[:-1]), int(digits[-1])
+
+
+def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
+    own = _capability(arch)
+    if arch[-1].isalpha():
+        return own == capability
+    return own[0] == capability[0] and own[1] <= capability[1]

@@ -1,0 +1,82 @@
+"""Where NVRTC is: the compiler that CUDA builds of torch bring along."""
+
+__all__ = ["Compiler", "find_nvrtc", "open_nvrtc"]
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ftrt import config
+from ftrt.errors import UnsupportedError
+from ftrt.kernels.native import native
+
+# The CUDA versions whose NVRTC compiles for all that `ftrt.kernels.ARCHES` has, newest first.
+MAJORS = (13, 12)
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """The NVRTC in use.
+
+    Attributes:
+        path: of libnvrtc.
+        version: (13, 0) for CUDA 13.0.
+        arches: numbers of the architectures it compiles for, 90 for sm_90 and sm_90a.
+    """
+
+    path: str
+    version: tuple[int, int]
+    arches: tuple[int, ...]
+
+
+def find_nvrtc(newest: int | None = None) -> tuple[str, ...]:
+    """Libraries to try, best first; those without a folder are searched for by the loader.
+
+    `FTRT_NVRTC` alone where it is set. Otherwise the `nvidia-*` wheels and the environment's own
+    lib folder, that of torch's CUDA version first, then newer before older ones, then the system.
+
+    Args:
+        newest: the CUDA major version of the driver, which does not load what newer ones compile;
+            None where kernels are not loaded here.
+    """
+    explicit = config.nvrtc_path()
+    if explicit is not None:
+        return (str(explicit),)
+    cuda = torch.version.cuda
+    own = int(cuda.partition(".")[0]) if cuda else None
+    found = [(major, str(path)) for major, path in _installed()]
+    found += [(major, f"libnvrtc.so.{major}") for major in MAJORS]
+    usable = [one for one in found if one[0] in MAJORS and (newest is None or one[0] <= newest)]
+    usable.sort(key=lambda one: ("/" not in one[1], one[0] != own, -one[0]))
+    return tuple(dict.fromkeys(path for _, path in usable))
+
+
+def _installed() -> list[tuple[int, Path]]:
+    folders = [Path(torch.__file__).parents[1], *map(Path, sys.path)]
+    files = [file for folder in folders for file in folder.glob("nvidia/*/lib/libnvrtc.so.*")]
+    files += (Path(sys.prefix) / "lib").glob("libnvrtc.so.*")
+    matches = [(re.fullmatch(r"libnvrtc\.so\.(\d+)", file.name), file) for file in files]
+    return [(int(match[1]), file) for match, file in matches if match]
+
+
+def open_nvrtc(newest: int | None = None) -> Compiler:
+    """The compiler, opened once a process; later calls return the same one.
+
+    Args:
+        newest: see `find_nvrtc`.
+
+    Raises:
+        UnsupportedError: there is none; the message has what was tried.
+    """
+    try:
+        facts = native().open_compiler(list(find_nvrtc(newest)))
+    except UnsupportedError as error:
+        limit = "" if newest is None else f" of CUDA {newest} or older, as the driver is"
+        raise UnsupportedError(
+            f"{error}. Install NVRTC{limit}, say `pip install nvidia-cuda-nvrtc-cu12`, or name the"
+            " library with FTRT_NVRTC"
+        ) from None
+    return Compiler(facts["path"], facts["version"], tuple(facts["arches"]))
