@@ -44,7 +44,17 @@ static_assert(kWarpsM * kWarpsN * 32 == kThreads, "a warp each");
 static_assert(kTileM % (16 * kWarpsM) == 0 && kTileN % (32 * kWarpsN) == 0, "whole tiles");
 static_assert(kStages >= 2, "one stage is filled while another is multiplied");
 
-using Product = int[kRowTiles][kColumnTiles][4];
+// The 8-bit type: what its products are summed in, and the instruction. e4m3 has the same shape and
+// the same places in registers and memory, and sums in float32.
+struct Int8Product {
+  using Sum = int;
+  __device__ static void multiply(Sum (&c)[4], const uint4& a, uint32 b0, uint32 b1) {
+    ptx::multiply_int8(c, a, b0, b1);
+  }
+};
+
+using Bytes = Int8Product;
+using Product = Bytes::Sum[kRowTiles][kColumnTiles][4];
 
 // Where a block's operands lie in global memory.
 struct Source {
@@ -151,7 +161,7 @@ __device__ inline void multiply_stage(Product& c, uint32 stage, int warp, int la
       for (int tile = 0; tile < kGroup; ++tile) {
 #pragma unroll
         for (int i = 0; i < kRowTiles; ++i) {
-          ptx::multiply_int8(c[i][kGroup * group + tile], a[i], b0[tile], b1[tile]);
+          Bytes::multiply(c[i][kGroup * group + tile], a[i], b0[tile], b1[tile]);
         }
       }
     }
