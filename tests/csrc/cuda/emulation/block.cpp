@@ -84,14 +84,14 @@ void run_thread() {
   call_entry();
   Thread& thread = *block.current;
   check_copies_done();
-  thread.state = State::kExited;
-  ++block.exited;
   const Warp& warp = warp_of(thread);
   if (warp.arrived != 0) {
     const unsigned other = thread.index / kLanes * kLanes + __builtin_ctz(warp.arrived);
     fail("the kernel ends for this thread, and thread %u of the same warp waits for it in %s",
          other, describe(threads[other].site));
   }
+  thread.state = State::kExited;
+  ++block.exited;
   run_another();
   __builtin_unreachable();
 }

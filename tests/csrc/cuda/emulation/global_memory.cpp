@@ -59,7 +59,10 @@ bool holds(const Tensor& tensor, uintptr_t begin, uintptr_t end, bool write) {
       nearest = &tensor;
     }
   }
-  if (nearest == nullptr) fail("%s: the kernel has no tensor", what);
+  constexpr uintptr_t kFar = 1 << 30;
+  if (distance > kFar) {
+    fail("%s: address %#llx, far from all tensors", what, static_cast<unsigned long long>(begin));
+  }
   const auto first = static_cast<long long>(begin - nearest->first);
   if (write && distance == 0 && !nearest->is_written) {
     fail("%s: byte %lld of argument %d, which is a pointer to const", what, first,
