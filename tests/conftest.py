@@ -1,17 +1,28 @@
 """Tiny models and data that whole runs can be trained on in a second, without a network."""
 
+import contextlib
 import copy
 import importlib.util
 import json
 import os
 import random
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
 # Two workers share two cores; more threads than cores make tiny models wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# "emulated": ops on CPU tensors are computed by their CUDA implementations, on kernels compiled for
+# the host. "device": tensors are made on the GPU. Else neither.
+CUDA_PLACE = os.environ.get("FTRT_TEST_CUDA", "")
+if CUDA_PLACE == "device":
+    import torch
+
+    # Here and not in a fixture, so that it holds for tensors that test modules make when imported.
+    torch.set_default_device("cuda")
 
 GOOD = ("good", "great", "lovely", "warm", "funny", "superb")
 BAD = ("bad", "awful", "dull", "cold", "boring", "poor")
@@ -119,6 +130,42 @@ def recipe_tree(tiny_bert_dir, reviews, tmp_path):
         "output": str(tmp_path / "run"),
     }
     return copy.deepcopy(tree)
+
+
+def load_emulation():
+    """The module tests/csrc/cuda/emulated.py."""
+    source = Path(__file__).parent / "csrc" / "cuda" / "emulated.py"
+    spec = importlib.util.spec_from_file_location("emulated", source)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextlib.contextmanager
+def emulated_cuda():
+    """CUDA implementations for CPU tensors too, launching on the emulation."""
+    import torch
+
+    from ftrt.kernels.backend import use_backend
+    from ftrt.ops.cuda import IMPLEMENTATIONS
+
+    with torch.library._scoped_library("ftrt", "IMPL") as library, warnings.catch_warnings():
+        # torch warns that kernels are overridden, which is the purpose.
+        warnings.simplefilter("ignore")
+        for name, implementation in IMPLEMENTATIONS.items():
+            library.impl(name, implementation, "CPU")
+        with use_backend(load_emulation().EmulatedBackend()):
+            yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cuda_place():
+    """Makes the whole session one of the CUDA implementations where FTRT_TEST_CUDA says so."""
+    if CUDA_PLACE != "emulated":
+        yield
+        return
+    with emulated_cuda():
+        yield
 
 
 @pytest.fixture

@@ -34,27 +34,31 @@ def draw_seed(device: torch.device | str | None = None) -> Tensor:
     return torch.randint(0, 2**63 - 1, (), dtype=torch.int64, device=device)
 
 
-def dropout_mask(seed: Tensor, rows: int, columns: int, dropout: float) -> Tensor:
+def dropout_mask(
+    seed: Tensor, rows: int, columns: int, dropout: float, *, first_row: int = 0
+) -> Tensor:
     """Which elements of a (rows, columns) operand are kept.
 
     Args:
         seed: () int64, on the device of the result.
         rows, columns: of the flattened operand.
         dropout: probability of dropping an element, 0 <= dropout < 1.
+        first_row: of the flattened operand, where these are not all of its rows.
 
     Returns:
         (rows, columns) bool, true where kept.
     """
     # int32 holds the bits of uint32: sums and products wrap around alike.
     low, high = ((seed >> shift & 0xFFFFFFFF).to(torch.int32) for shift in (0, 32))
-    row_key = _mix(_mix(_multiples(rows, seed.device).unsqueeze(1) ^ low) ^ high)
-    bits = _mix(row_key ^ _multiples(columns, seed.device))
+    row_key = _mix(_mix(_multiples(first_row, rows, seed.device).unsqueeze(1) ^ low) ^ high)
+    bits = _mix(row_key ^ _multiples(0, columns, seed.device))
     # Signed comparison orders as unsigned once the highest bit is flipped.
     return bits.bitwise_xor_(_signed(1 << 31)) >= math.floor(dropout * 2**32) - (1 << 31)
 
 
-def _multiples(count: int, device: torch.device) -> Tensor:
-    return torch.arange(count, dtype=torch.int32, device=device).mul_(_signed(0x9E3779B1))
+def _multiples(first: int, count: int, device: torch.device) -> Tensor:
+    numbers = torch.arange(first, first + count, dtype=torch.int32, device=device)
+    return numbers.mul_(_signed(0x9E3779B1))
 
 
 def _mix(h: Tensor) -> Tensor:

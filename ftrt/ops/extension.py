@@ -1,11 +1,12 @@
 """Loads the compiled kernels once, and says which implementation of each op runs.
 
-Which one runs is decided here and nowhere else: the extension's kernels if it loads, at the best
-instruction set the CPU has or the one `FTRT_CPU_ISA` names; otherwise the reference ops, with the
-reason and the fix.
+Which one runs is decided here and nowhere else. On CPU tensors: the extension's kernels if it
+loads, at the best instruction set the CPU has or the one `FTRT_CPU_ISA` names; otherwise the
+reference ops, with the reason and the fix. On CUDA tensors: ftrt's kernels, which raise where they
+cannot run, or with `FTRT_CUDA=reference` the reference ops.
 """
 
-__all__ = ["EXTENSION", "OPS", "TORCH_OPS", "Extension", "implementation_report"]
+__all__ = ["CUDA_OPS", "EXTENSION", "OPS", "TORCH_OPS", "Extension", "implementation_report"]
 
 import importlib
 import importlib.util
@@ -17,7 +18,8 @@ from typing import Any
 import torch
 
 from ftrt import config
-from ftrt.errors import ConfigError
+from ftrt.errors import ConfigError, UnsupportedError
+from ftrt.kernels.backend import current_backend
 
 OPS = (
     "quantize_per_channel",
@@ -90,16 +92,22 @@ def _choose_isa(extension: Extension) -> None:
         raise ConfigError(f"FTRT_CPU_ISA: {error}. Unset it to use the best one") from None
 
 
-def implementation_report() -> dict[str, Any]:
-    """Which implementation of each op runs on CPU tensors, and what is known about the extension.
+def implementation_report(device: str = "cpu") -> dict[str, Any]:
+    """Which implementation of each op runs on tensors of a device, and what is known about it.
+
+    Args:
+        device: its type. Ops on tensors that are neither on "cpu" nor on "cuda" use the reference.
 
     Returns:
+        One entry an op: "cuda", "reference", or "torch" for an op that needs no kernel of its own,
+        and `reason`, why kernels cannot run here; empty if they can or are not to. For "cpu":
         One entry an op, the instruction set ("amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2",
-        "portable"), "reference", or "torch" for an op that needs no kernel of its own, and:
+        "portable"), "reference", or "torch", and:
         `extension` (path or None), `reason` and `fix` (why it is not used; empty if it is),
-        `cpu_features` (names), `usable_isas`, `compiler`, `built_with_torch`. Tensors on other
-        devices use the reference.
+        `cpu_features` (names), `usable_isas`, `compiler`, `built_with_torch`.
     """
+    if device != "cpu":
+        return _device_report(device)
     module = EXTENSION.module
     if module is None:
         return {
@@ -127,6 +135,24 @@ def implementation_report() -> dict[str, Any]:
     }
 
 
+def _device_report(device: str) -> dict[str, Any]:
+    uses_kernels = device == "cuda" and CUDA_OPS == "kernels"
+    reason = ""
+    if uses_kernels:
+        try:
+            current_backend()
+        except UnsupportedError as error:
+            reason = str(error)
+    return {
+        **dict.fromkeys(OPS, "cuda" if uses_kernels else "reference"),
+        **dict.fromkeys(TORCH_OPS, "torch"),
+        "reason": reason,
+    }
+
+
+CUDA_OPS = config.cuda_ops()
+if CUDA_OPS == "reference":
+    logger.info("CUDA ops: reference, as FTRT_CUDA says")
 EXTENSION = _load()
 _choose_isa(EXTENSION)
 if EXTENSION.module is None:

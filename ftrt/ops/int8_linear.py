@@ -4,7 +4,7 @@ Source: LLM.int8's row-wise weight format, Dettmers et al. 2022, section 2.1,
 https://arxiv.org/abs/2208.07339.
 """
 
-__all__ = ["int8_linear", "int8_linear_dx"]
+__all__ = ["check_backward", "forward_operands", "int8_linear", "int8_linear_dx"]
 
 from typing import Any
 
@@ -109,27 +109,29 @@ def int8_linear_dx(
     return result
 
 
-def _operands(x: Tensor, arguments: tuple[Tensor, ...]) -> Int8Operands:
+def forward_operands(x: Tensor, arguments: tuple[Any, ...]) -> Int8Operands:
+    """What `ftrt::int8_linear` takes beside x, checked."""
     operands = Int8Operands(*arguments)
     operands.check(_FORWARD, x)
     return operands
 
 
 def _forward_reference(x: Tensor, *arguments: Any) -> Tensor:
-    operands = _operands(x, arguments)
+    operands = forward_operands(x, arguments)
     operands.check_values(_FORWARD, x)
     y = linear_rows(x.reshape(-1, x.shape[-1]), operands)
     return y.to(x.dtype).view(*x.shape[:-1], operands.scale.shape[0])
 
 
 def _forward_fake(x: Tensor, *arguments: Any) -> Tensor:
-    operands = _operands(x, arguments)
+    operands = forward_operands(x, arguments)
     return x.new_empty((*x.shape[:-1], operands.scale.shape[0]))
 
 
-def _check_backward(
+def check_backward(
     grad: Tensor, qweight: Tensor, scale: Tensor, in_features: int, quantize: bool
 ) -> None:
+    """What `ftrt::int8_linear_dx` refuses whatever computes it."""
     check_weight(_BACKWARD, qweight, scale, in_features)
     fits = grad.dim() > 0 and grad.shape[-1] == scale.shape[0]
     check_features(_BACKWARD, "grad", grad, "out_features", fits=fits, of=qweight)
@@ -141,7 +143,7 @@ def _check_backward(
 def _backward_reference(
     grad: Tensor, qweight: Tensor, scale: Tensor, in_features: int, quantize: bool
 ) -> Tensor:
-    _check_backward(grad, qweight, scale, in_features, quantize)
+    check_backward(grad, qweight, scale, in_features, quantize)
     rows = grad.reshape(-1, grad.shape[-1])
     dx = input_gradient(rows, qweight, scale, in_features, quantize=quantize)
     return dx.to(grad.dtype).view(*grad.shape[:-1], in_features)
@@ -150,7 +152,7 @@ def _backward_reference(
 def _backward_fake(
     grad: Tensor, qweight: Tensor, scale: Tensor, in_features: int, quantize: bool
 ) -> Tensor:
-    _check_backward(grad, qweight, scale, in_features, quantize)
+    check_backward(grad, qweight, scale, in_features, quantize)
     return grad.new_empty((*grad.shape[:-1], in_features))
 
 

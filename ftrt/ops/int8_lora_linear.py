@@ -5,7 +5,7 @@ Source: LoRA, Hu et al. 2021, https://arxiv.org/abs/2106.09685, equation 3, on t
 LLM.int8, Dettmers et al. 2022, section 2.1, https://arxiv.org/abs/2208.07339.
 """
 
-__all__ = ["int8_lora_linear"]
+__all__ = ["backward_operands", "forward_operands", "int8_lora_linear"]
 
 import math
 from typing import Any, cast
@@ -105,7 +105,7 @@ def int8_lora_linear(
     return y
 
 
-def _checked(
+def forward_operands(
     x: Tensor,
     xq: Tensor | None,
     xscale: Tensor | None,
@@ -119,6 +119,7 @@ def _checked(
     dropout: float,
     seed: Tensor | None,
 ) -> tuple[Int8Operands, Update]:
+    """What `ftrt::int8_lora_linear` takes, checked."""
     operands = Int8Operands(xq, xscale, qweight, scale, bias, outliers)
     operands.check(_FORWARD, x)
     update = Update(a, b, scaling, dropout, seed)
@@ -128,7 +129,7 @@ def _checked(
 
 
 def _forward_reference(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    operands, update = _checked(x, *arguments)
+    operands, update = forward_operands(x, *arguments)
     operands.check_values(_FORWARD, x)
     rows = x.reshape(-1, x.shape[-1])
     hidden = project(rows, update)
@@ -140,7 +141,7 @@ def _forward_reference(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 def _forward_fake(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    operands, update = _checked(x, *arguments)
+    operands, update = forward_operands(x, *arguments)
     columns = update.rank + (0 if operands.outliers is None else operands.outliers.shape[0])
     hidden = x.new_empty(
         (math.prod(x.shape[:-1]), columns), dtype=torch.promote_types(x.dtype, torch.float32)
@@ -175,7 +176,7 @@ def _check_backward(
         check_saved_input(_BACKWARD, x, grad, in_features)
 
 
-def _parsed_backward(
+def backward_operands(
     grad: Tensor,
     x: Tensor | None,
     xq: Tensor | None,
@@ -193,6 +194,7 @@ def _parsed_backward(
     need_a: bool,
     need_b: bool,
 ) -> tuple[Int8Operands, Update]:
+    """What `ftrt::int8_lora_linear_backward` takes, checked."""
     operands = Int8Operands(xq, xscale, qweight, scale, None, outliers)
     update = Update(a, b, scaling, dropout, seed)
     _check_backward(grad, x, operands, h, update, need_a=need_a)
@@ -202,7 +204,7 @@ def _parsed_backward(
 def _backward_reference(
     grad: Tensor, x: Tensor | None, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    operands, update = _parsed_backward(grad, x, *arguments)
+    operands, update = backward_operands(grad, x, *arguments)
     hidden, (need_x, need_a, need_b) = arguments[2], arguments[-3:]
     dx, da, db = (grad.new_empty(0, dtype=t.dtype) for t in (grad, update.a, update.b))
     rows, in_features = grad.reshape(-1, grad.shape[-1]), update.a.shape[1]
@@ -230,7 +232,7 @@ def _input_rows(x: Tensor | None, operands: Int8Operands, values: Tensor) -> Ten
 def _backward_fake(
     grad: Tensor, x: Tensor | None, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _, update = _parsed_backward(grad, x, *arguments)
+    _, update = backward_operands(grad, x, *arguments)
     need_x, need_a, need_b = arguments[-3:]
     dx_shape = (*grad.shape[:-1], update.a.shape[1])
     return (

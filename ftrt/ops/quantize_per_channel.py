@@ -3,7 +3,7 @@
 Source: LLM.int8, Dettmers et al. 2022, section 2.1, https://arxiv.org/abs/2208.07339.
 """
 
-__all__ = ["quantize_per_channel"]
+__all__ = ["check_matrix", "quantize_per_channel"]
 
 import torch
 from torch import Tensor
@@ -34,7 +34,8 @@ def quantize_per_channel(weight: Tensor) -> tuple[Tensor, Tensor]:
     return result
 
 
-def _check(weight: Tensor) -> None:
+def check_matrix(weight: Tensor) -> None:
+    """What the op refuses whatever computes it."""
     if weight.dim() != 2 or weight.shape[1] == 0:
         got = describe("weight", weight)
         fail(_OP, "weight must be (out_features, in_features) with in_features at least 1", got)
@@ -42,13 +43,13 @@ def _check(weight: Tensor) -> None:
 
 
 def _reference(weight: Tensor) -> tuple[Tensor, Tensor]:
-    _check(weight)
+    check_matrix(weight)
     qweight, scale = quantize_rows(weight)
     return qweight, scale.unsqueeze(1)
 
 
 def _fake(weight: Tensor) -> tuple[Tensor, Tensor]:
-    _check(weight)
+    check_matrix(weight)
     return (
         weight.new_empty(weight.shape, dtype=torch.int8),
         weight.new_empty((weight.shape[0], 1), dtype=torch.float32),

@@ -3,7 +3,7 @@
 Source: LLM.int8, Dettmers et al. 2022, section 2.1, https://arxiv.org/abs/2208.07339.
 """
 
-__all__ = ["quantize_per_token", "quantize_rows", "quantized_input"]
+__all__ = ["check_input", "quantize_per_token", "quantize_rows", "quantized_input"]
 
 import math
 
@@ -86,7 +86,8 @@ def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     return levels.nan_to_num_(nan=0.0).to(torch.int8).contiguous(), scale
 
 
-def _check(x: Tensor, outliers: Tensor | None) -> None:
+def check_input(x: Tensor, outliers: Tensor | None) -> None:
+    """What the op refuses whatever computes it."""
     if x.dim() == 0 or x.shape[-1] == 0:
         fail(_OP, "x must be (..., in_features) with in_features at least 1", describe("x", x))
     check_float(_OP, "x", x)
@@ -94,7 +95,7 @@ def _check(x: Tensor, outliers: Tensor | None) -> None:
 
 
 def _reference(x: Tensor, outliers: Tensor | None) -> tuple[Tensor, Tensor]:
-    _check(x, outliers)
+    check_input(x, outliers)
     check_columns(_OP, outliers, x.shape[-1])
     rows = x.reshape(-1, x.shape[-1])
     if outliers is not None:
@@ -103,7 +104,7 @@ def _reference(x: Tensor, outliers: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def _fake(x: Tensor, outliers: Tensor | None) -> tuple[Tensor, Tensor]:
-    _check(x, outliers)
+    check_input(x, outliers)
     rows = math.prod(x.shape[:-1])
     return (
         x.new_empty((rows, x.shape[-1]), dtype=torch.int8),

@@ -1,6 +1,6 @@
 """How an op gets its schema, reference, fake, autograd and autocast: the same way for each."""
 
-__all__ = ["REFERENCES", "register", "register_autocast", "register_autograd"]
+__all__ = ["REFERENCES", "register", "register_autocast", "register_autograd", "register_cuda"]
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -43,6 +43,11 @@ def register_autograd(
 ) -> None:
     """As torch.library.register_autograd, for an op that `register` has defined."""
     torch.library.register_autograd(f"ftrt::{name}", backward, setup_context=setup, lib=_LIBRARY)
+
+
+def register_cuda(name: str, implementation: Callable[..., Any]) -> None:
+    """Give an op that `register` has defined an implementation for CUDA tensors."""
+    _LIBRARY.impl(name, implementation, "CUDA")
 
 
 def register_autocast(name: str, casts: Sequence[int] = ()) -> None:

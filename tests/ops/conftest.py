@@ -1,6 +1,7 @@
 """Makes `op_subjects` importable by the tests beside it, and runs tests on each implementation."""
 
 import contextlib
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -17,15 +18,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 @contextlib.contextmanager
 def references():
-    """References in place of the compiled kernels for CPU tensors."""
-    if EXTENSION.module is None:
-        yield
-        return
+    """References in place of the kernels that are registered."""
     with torch.library._scoped_library("ftrt", "IMPL") as library, warnings.catch_warnings():
         # torch warns that kernels are overridden, which is the purpose.
         warnings.simplefilter("ignore")
         for name, implementation in REFERENCES.items():
-            library.impl(name, implementation, "CPU")
+            library.impl(name, implementation, torch.get_default_device().type.upper())
         yield
 
 
@@ -36,11 +34,18 @@ def reference():
         yield
 
 
-@pytest.fixture(params=["reference", *ISAS])
+# With FTRT_TEST_CUDA the CUDA implementations are what is tested, see tests/conftest.py.
+LEVELS = ["cuda"] if os.environ.get("FTRT_TEST_CUDA") else ["reference", *ISAS]
+
+
+@pytest.fixture(params=LEVELS)
 def isa(request):
     """Runs the test on the reference and once at each instruction set; those that cannot run are
     skipped by name."""
     level = request.param
+    if level == "cuda":
+        yield level
+        return
     if level == "reference":
         with references():
             yield level

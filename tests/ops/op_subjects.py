@@ -18,16 +18,21 @@ DTYPES = [torch.float32, torch.bfloat16]
 SCALING = 0.75
 
 
+# Of the tensors that tests make, "cuda" where FTRT_TEST_CUDA is "device"
+DEVICE = torch.get_default_device().type
+
+
 def randn(*shape, dtype=torch.float32, seed=1):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn(*shape, generator=generator, device="cpu").to(DEVICE, dtype)
 
 
 def weight_of(out_features, in_features, groups=1, seed=0):
     """(qweight, scale, the weight in float64): the oracle's own dequantization."""
-    generator = torch.Generator().manual_seed(seed)
+    options = {"generator": torch.Generator("cpu").manual_seed(seed), "device": "cpu"}
     shape = (out_features, in_features)
-    qweight = torch.randint(-128, 128, shape, dtype=torch.int8, generator=generator)
-    scale = (torch.rand(out_features, groups, generator=generator) + 0.5) / 127
+    qweight = torch.randint(-128, 128, shape, dtype=torch.int8, **options).to(DEVICE)
+    scale = ((torch.rand(out_features, groups, **options) + 0.5) / 127).to(DEVICE)
     columns = torch.arange(in_features) // (in_features // groups)
     return qweight, scale, qweight.double() * scale.double()[:, columns]
 

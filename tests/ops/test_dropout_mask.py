@@ -21,6 +21,12 @@ def test_mask_is_the_documented_hash(seed):
         )
 
 
+def test_some_rows_of_a_mask_are_those_of_the_whole():
+    whole = dropout_mask(torch.tensor(SEEDS[-2]), 40, 21, 0.5)
+    part = dropout_mask(torch.tensor(SEEDS[-2]), 13, 21, 0.5, first_row=17)
+    assert torch.equal(part, whole[17:30])
+
+
 def test_the_hash_has_the_values_of_murmurhash3():
     # as other implementations of fmix32 have them
     from op_subjects import mixed

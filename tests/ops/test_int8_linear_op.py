@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from op_subjects import randn, weight_of
+from op_subjects import DEVICE, randn, weight_of
 from torch.utils.checkpoint import checkpoint
 
 from ftrt.ops import int8_linear, int8_linear_dx, pack_int8
@@ -197,7 +197,7 @@ def test_compiles_as_one_graph(autocast):
     qweight, scale, _ = weight_of(11, 65, 1)
 
     def step(x, bias):
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=autocast):
             return torch.nn.functional.gelu(int8_linear(x, qweight, scale, bias)).float().sum()
 
     results = []
@@ -223,7 +223,7 @@ def test_compiles_with_a_changing_number_of_rows():
 def test_autocast_casts_x_and_nothing_else():
     qweight, scale, weight = weight_of(11, 65, 1)
     x, bias = randn(3, 65).requires_grad_(), randn(11).requires_grad_()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         y = int8_linear(x, qweight, scale, bias)
     assert y.dtype == torch.bfloat16
     assert torch.equal(y, int8_linear(x.bfloat16(), qweight, scale, bias))

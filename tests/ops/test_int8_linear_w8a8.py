@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from op_subjects import DTYPES, ROWS, SIZES, Sum, randn, weight_of
+from op_subjects import DEVICE, DTYPES, ROWS, SIZES, Sum, randn, weight_of
 
 from ftrt.ops import (
     int8_linear,
@@ -114,7 +114,7 @@ def test_a_shared_quantized_x_gives_the_same(isa, outliers):
 def test_autocast_quantizes_x_in_the_autocast_dtype(isa):
     qweight, scale, _ = weight_of(11, 65)
     x = randn(3, 65).requires_grad_()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         y = int8_linear(x, qweight, scale, compute="w8a8")
     assert y.dtype == torch.bfloat16
     assert torch.equal(y, int8_linear(x.bfloat16(), qweight, scale, compute="w8a8"))
@@ -140,7 +140,7 @@ def test_compiles_as_one_graph_whatever_the_number_of_rows(autocast):
     packed, outliers = pack_int8(qweight), torch.tensor([3, 40])
 
     def step(x, bias):
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=autocast):
             y = int8_linear(x, packed, scale, bias, compute="w8a8", outliers=outliers)
             return torch.nn.functional.gelu(y).float().sum()
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from op_subjects import COMPUTES, SCALING, layer_of, randn
+from op_subjects import COMPUTES, DEVICE, SCALING, layer_of, randn
 from torch.utils.checkpoint import checkpoint
 
 from ftrt.ops import int8_lora_linear, lora_linear, pack_int8, quantize_per_token
@@ -173,14 +173,14 @@ def test_factors_of_another_dtype_are_cast_and_get_their_own_gradients(isa, comp
 def test_autocast_computes_in_its_dtype_and_gradients_are_those_of_the_parameters(isa, compute):
     layer = layer_of(compute, 17, 65, 8, outliers=(3,), dropout=0.25)
     x = randn(5, 65).requires_grad_()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         y = layer(x)
         op, arguments = operands(layer, x)
         raw = op(*arguments)[0]
     assert y.dtype == torch.bfloat16 and torch.equal(raw, y)
     half = layer_of(compute, 17, 65, 8, dtype=torch.bfloat16, outliers=(3,), dropout=0.25)
     assert torch.equal(y, half(x.bfloat16()))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         y.float().sum().backward()
     assert {t.grad.dtype for t in (x, layer.a, layer.b, layer.bias)} == {torch.float32}
 
@@ -210,7 +210,7 @@ def test_checkpointing_and_compiling_change_nothing(compute, autocast):
         for rows in (4, 9, 21):
             x = randn(rows, 65)
             leaves = [t.detach().requires_grad_() for t in (x, layer.a, layer.b, layer.bias)]
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=autocast):
                 loss = run(*leaves)
             loss.backward()
             results[name, rows] = [loss, *(leaf.grad for leaf in leaves)]

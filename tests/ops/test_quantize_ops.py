@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from op_subjects import ROWS, SIZES, randn
+from op_subjects import DEVICE, ROWS, SIZES, randn
 
 from ftrt.ops import quantize_per_channel, quantize_per_token
 from ftrt.quantization.affine import choose_qparams, quantize
@@ -131,7 +131,7 @@ def test_nothing_is_differentiable():
 
 def test_autocast_quantizes_what_the_linear_layers_compute_with():
     x = randn(7, 65)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         q, scale = quantize_per_token(x)
         raw = torch.ops.ftrt.quantize_per_token(x, None)
     expected = quantize_per_token(x.bfloat16())
