@@ -36,9 +36,9 @@ from measuring.linear_variants import (
     Variant,
     bitsandbytes_variants,
     dequantize_variant,
+    frozen_storages,
     own_variants,
     peft_variants,
-    storages,
     torchao_variants,
 )
 from measuring.records import Records, milliseconds, parser, times
@@ -134,7 +134,7 @@ class Table:
         rounds = interleave(calls, seconds=seconds, least=least, before=self.before)
         print(f"\n{self.where}: forward + backward with LoRA, ms; ratio peer / ftrt")
         for variant in runs:
-            saved = variant.saved_bytes(self.xs[0], self._frozen(variant))
+            saved = variant.saved_bytes(self.xs[0], frozen_storages(self.problem, variant))
             self._row("linear", variant, rounds, OWN, "total", ceilings, errors, saved_bytes=saved)
 
     def without_update(self, ceilings: dict[str, float], seconds: float, least: int) -> None:
@@ -151,14 +151,6 @@ class Table:
         print(f"{self.where}: forward without LoRA")
         for variant in runs:
             self._row("floor", variant, rounds, OWN_FLOORS, "forward", ceilings, errors)
-
-    def _frozen(self, variant: Variant) -> set[int]:
-        tensors = [self.problem.weight, self.problem.qweight, self.problem.scale, *variant.held]
-        layer = variant.forward
-        if isinstance(layer, torch.nn.Module):
-            tensors += [*layer.parameters(), *layer.buffers()]
-        tensors += variant.adapters
-        return {storage.data_ptr() for tensor in tensors for storage in storages(tensor)}
 
     def _row(
         self,

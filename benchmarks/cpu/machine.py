@@ -1,12 +1,11 @@
 """What a figure was measured on: processor, instruction set, threads, versions, load."""
 
-import importlib.metadata
 import os
-import platform
 from pathlib import Path
 from typing import Any
 
 import torch
+from measuring.environment import processor, versions
 from measuring.records import Records
 
 from ftrt.ops import implementation_report
@@ -14,7 +13,6 @@ from ftrt.ops.extension import OPS
 
 # Variables that hold ftrt or a peer to an instruction set.
 FORCING = ("FTRT_CPU_ISA", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "torchao")
 
 
 def last_level_cache_bytes() -> int:
@@ -25,26 +23,6 @@ def last_level_cache_bytes() -> int:
         unit = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:], 1)
         sizes.append(int(text.rstrip("KMG")) * unit)
     return max(sizes)
-
-
-def processor() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((x.partition(": ")[2] for x in lines if x.startswith("model name")), "unknown")
-
-
-def versions() -> dict[str, str]:
-    """Version of each package that takes part, "not installed" for those that are away."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def facts(threads: int) -> dict[str, Any]:

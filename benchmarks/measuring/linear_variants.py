@@ -37,6 +37,7 @@ class Variant:
         weight_bytes: what the frozen weight takes.
         held: the tensors it is held in, where no module of the problem's has them.
         finish: (x, forward's result) -> y, untimed, where forward leaves y unscaled.
+        around: what forward and backward run in, untimed.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Variant:
     weight_bytes: int = 0
     finish: Callable[[Tensor, Tensor], Tensor] = lambda x, y: y
     held: tuple[Tensor, ...] = ()
+    around: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def call(
         self, xs: list[Tensor], grads: list[Tensor], clock: Clock | None = None
@@ -66,7 +68,8 @@ class Variant:
                 with self.context():
                     results.append(self.forward(x))
 
-            return clock.phases(forward=forward, backward=lambda: results.pop().backward(grad))
+            with self.around():
+                return clock.phases(forward=forward, backward=lambda: results.pop().backward(grad))
 
         return run
 
@@ -76,13 +79,17 @@ class Variant:
 
         def run(index: int) -> Phases:
             x = xs[index % len(xs)]
-            with torch.no_grad():
+            with torch.no_grad(), self.around():
                 return clock.phases(forward=lambda: self.forward(x))
 
         return run
 
     def errors(self, exact: Exact) -> dict[str, float]:
         """Errors of one forward and, with an update, of one backward."""
+        with self.around():
+            return self._errors(exact)
+
+    def _errors(self, exact: Exact) -> dict[str, float]:
         if not self.adapters:
             with torch.no_grad():
                 y = self.finish(exact.x, self.forward(exact.x))
@@ -112,7 +119,8 @@ class Variant:
                     seen[storage.data_ptr()] = storage.nbytes()
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept), self.context():
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept)
+        with self.around(), hooks, self.context():
             y = self.forward(x.detach().requires_grad_())
         del y
         return sum(seen.values())
@@ -125,6 +133,15 @@ def storages(tensor: Tensor) -> Iterator[torch.UntypedStorage]:
             yield from storages(getattr(tensor, name))
     else:
         yield tensor.untyped_storage()
+
+
+def frozen_storages(problem: Problem, variant: Variant) -> set[int]:
+    """Addresses of the memory that is there whether a forward runs or not: weights and factors."""
+    tensors = [problem.weight, problem.qweight, problem.scale, *variant.held]
+    if isinstance(variant.forward, nn.Module):
+        tensors += [*variant.forward.parameters(), *variant.forward.buffers()]
+    tensors += variant.adapters
+    return {storage.data_ptr() for tensor in tensors for storage in storages(tensor)}
 
 
 def own_variants(problem: Problem) -> Iterator[Variant]:

@@ -76,6 +76,8 @@ def build(
     make: Callable[[], nn.Module],
     targets: list[str],
     calibration: list[Any] | None = None,
+    *,
+    seed: int = 0,
 ) -> ModelVariant:
     """The variant called `name` on a fresh model.
 
@@ -84,15 +86,16 @@ def build(
         make: a fresh bfloat16 model.
         targets: linear layers to adapt.
         calibration: batches for `ftrt w8a8`; None leaves every layer as it is.
+        seed: of the adapters' initialisation.
 
     Raises:
         ImportError: the peer is not installed.
     """
     base, is_compiled = name.removesuffix(COMPILED), name.endswith(COMPILED)
     if base.startswith("ftrt"):
-        variant = _own(base, make(), targets, calibration, is_compiled=is_compiled)
+        variant = _own(base, make(), targets, calibration, is_compiled=is_compiled, seed=seed)
     else:
-        variant = _peer(base, make(), targets)
+        variant = _peer(base, make(), targets, seed)
         if is_compiled:
             variant.model = torch.compile(variant.module, dynamic=False)
     variant.name = name
@@ -106,11 +109,12 @@ def _own(
     calibration: list[Any] | None,
     *,
     is_compiled: bool,
+    seed: int,
 ) -> ModelVariant:
     import ftrt
     from ftrt.nn import Int8Linear
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     if name == "ftrt fuse":
         return ModelVariant(name, fused := ftrt.fuse(_peft(model, targets)), fused)
     method = {"name": "lora", "rank": RANK, "alpha": ALPHA, "targets": targets}
@@ -138,7 +142,7 @@ def _own(
     return variant
 
 
-def _peer(name: str, model: nn.Module, targets: list[str]) -> ModelVariant:
+def _peer(name: str, model: nn.Module, targets: list[str], seed: int) -> ModelVariant:
     if name == "bitsandbytes int8 + PEFT":
         _bitsandbytes(model, targets)
     elif name == "torchao int8 + PEFT":
@@ -152,7 +156,7 @@ def _peer(name: str, model: nn.Module, targets: list[str]) -> ModelVariant:
             ),
         )
     is_default = name == "PEFT default"
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     adapted = _peft(model, targets, float32=is_default)
     device = next(adapted.parameters()).device
     context = autocast(device) if is_default else nullcontext

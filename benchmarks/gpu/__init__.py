@@ -1,0 +1,1 @@
+"""Benchmarks on one GPU, in stages; `run.py` is the command."""

@@ -1,0 +1,258 @@
+"""Parts of benchmarks/gpu: recorded launches, acceptance lines, rounds and clocks."""
+
+import pytest
+import torch
+
+from ftrt.kernels.backend import launch, use_backend
+from ftrt.kernels.kernel import Kernel
+from ftrt.kernels.signature import Signature
+
+
+class CountingBackend:
+    """Launches nothing; knows how often it was asked and with what memory."""
+
+    def __init__(self):
+        self.addresses = []
+
+    def launch(self, kernel, grid, shared_bytes, arguments, device):
+        self.addresses.append(tuple(a.data_ptr() for a in arguments if torch.is_tensor(a)))
+
+    def arch(self, device):
+        return (9, 0)
+
+    def multiprocessors(self, device):
+        return 132
+
+    def shared_limit(self, device):
+        return 232448
+
+
+def kernel(name, letters, tmp_path):
+    return Kernel(name, tmp_path / f"{name}.cu", Signature(letters), 128)
+
+
+@pytest.fixture
+def backend():
+    backend = CountingBackend()
+    with use_backend(backend):
+        yield backend
+
+
+def test_launches_are_recorded_and_run(load, backend, tmp_path):
+    x = torch.zeros(4, 8)
+    with load("gpu.launches").recording() as recorder:
+        launch(kernel("quantize_rows", "p i f", tmp_path), (2, 1, 1), 32, x, 4, 1.0)
+
+    (recorded,) = recorder.launches
+    assert backend.addresses == [(x.data_ptr(),)]
+    assert (recorded.grid, recorded.shared_bytes, recorded.nbytes) == ((2, 1, 1), 32, 128)
+    assert recorded.operations == 0
+    assert recorder.arch(x.device) == (9, 0) and recorder.multiprocessors(x.device) == 132
+    assert recorder.shared_limit(x.device) == 232448
+
+
+def test_a_copied_launch_keeps_strides_and_shared_memory(load, backend, tmp_path):
+    memory = torch.arange(24, dtype=torch.float32)
+    left, right = memory[2:18].view(4, 4)[:, :3], memory[18:]
+    with load("gpu.launches").recording() as recorder:
+        launch(kernel("k", "p p i p", tmp_path), (1, 1, 1), 0, left, right, 3, None)
+
+    own_left, own_right, number, null = recorder.launches[0].copy().arguments
+
+    assert (number, null) == (3, None)
+    assert torch.equal(own_left, left) and torch.equal(own_right, right)
+    assert own_left.stride() == left.stride()
+    assert own_left.data_ptr() != left.data_ptr()
+    # 16 floats lie between the two, in the copy as before
+    assert own_right.data_ptr() - own_left.data_ptr() == right.data_ptr() - left.data_ptr()
+
+
+def test_a_product_has_operations_and_a_chunk_of_unpack_its_own_bytes(load, backend, tmp_path):
+    a, packed, out = (torch.zeros(32, dtype=torch.int8) for _ in range(3))
+    with load("gpu.launches").recording() as recorder:
+        launch(kernel("w8a8_gemm", "pl pi iii", tmp_path), (1, 1, 1), 0, a, 8, packed, 2, 5, 6, 7)
+        chunk = torch.zeros(3, 4, dtype=torch.bfloat16)
+        launch(
+            kernel("unpack", "pi pi i ii pl", tmp_path),
+            (1, 1, 1),
+            0,
+            *(packed, 2, out, 1, 4, 0, 3, chunk, 4),
+        )
+
+    product, unpack = recorder.launches
+    assert product.operations == 2 * 5 * 6 * 7
+    assert (unpack.operations, unpack.nbytes) == (0, 12 * 3)
+
+
+def test_every_launch_of_the_ops_is_timed_once(load, backend, tmp_path, monkeypatch):
+    module = load("gpu.kernel_times")
+    kernels = [kernel(name, "p p i", tmp_path) for name in ("quantize_rows", "pack_factor")]
+
+    def int8_lora_linear(x, packed, scale, bias, a, b, scaling, *, compute):
+        for number, one in enumerate((*kernels, kernels[0])):
+            launch(one, (1, 1, 1), 0, x.detach(), a.detach(), number % 2)
+        return x.float() @ a.t() @ b.t()
+
+    monkeypatch.setattr(module.ops, "int8_lora_linear", int8_lora_linear)
+    monkeypatch.setattr(module, "BURST", 3)
+    records = load("measuring.records").Records(None)
+    stage = load("gpu.stage").Stage("kernels", torch.device("cpu"), True, tmp_path, records, 60.0)
+
+    with pytest.raises(load("gpu.stage").NeedsCudaError):
+        module.measure(stage)
+    module.measure_launches(stage, "tiny", 24)
+
+    rows = [row for row in records.rows if row["record"] == "kernel"]
+    assert [row["kernel"] for row in rows] == ["quantize_rows", "pack_factor"]
+    assert all(row["operand_bytes"] == 24 * 64 * 2 + 16 * 64 * 4 for row in rows)
+    # operands rotate, so that no cache holds them from round to round
+    assert len(set(backend.addresses)) > 2
+    (missing,) = [row for row in records.rows if row["record"] == "never_launched"]
+    assert "w8a8_gemm" in missing["kernels"] and "pack_factor" not in missing["kernels"]
+    overhead = {row["name"] for row in records.rows if row["record"] == "launch"}
+    assert overhead == {"ftrt.kernels", "torch add_"}
+
+
+SHAPES = [(4096, 4096), (1024, 4096), (14336, 4096), (4096, 14336)]
+
+
+def linear(shape, name, **ratios):
+    return {
+        "record": "linear",
+        "model": "8b",
+        "rows": 8192,
+        "rank": 16,
+        "out_features": shape[0],
+        "in_features": shape[1],
+        "name": name,
+        "ratios": {f"ftrt w8a8 {own} total": {"median": r} for own, r in ratios.items()},
+    }
+
+
+def machine(**facts):
+    return {
+        "record": "machine",
+        "gpu": "a GPU",
+        "arch": "sm_90",
+        "int8_product": "library",
+        **facts,
+    }
+
+
+def outcomes(load, stages):
+    return {line.claim: line for line in load("gpu.acceptance").acceptance(stages)}
+
+
+def found(lines, *parts):
+    (line,) = [line for claim, line in lines.items() if all(part in claim for part in parts)]
+    return line
+
+
+def test_targets_are_met_or_missed_by_the_geometric_mean(load):
+    rows = [machine()]
+    for shape, ratio in zip(SHAPES, (1.0, 2.0, 1.0, 2.0), strict=True):
+        rows.append(linear(shape, "PEFT bf16", library=ratio))
+        rows.append(linear(shape, "bitsandbytes int8 t6 + PEFT", library=2 * ratio))
+        rows.append(linear(shape, "ftrt w8a8 library", own=0.6))
+
+    lines = outcomes(load, {"linears": rows})
+
+    line = found(lines, "w8a8 library / PEFT bf16")
+    assert (line.number, line.outcome, round(line.value, 3)) == (7, "met", 1.414)
+    assert found(lines, "bitsandbytes int8 t6").outcome == "met"
+    assert found(lines, "bitsandbytes int8 t0").outcome == "not measured"
+    # sm_90 is not asked to have its own kernel win
+    line = found(lines, "own GEMM / library")
+    assert (round(line.value, 3), line.outcome) == (0.6, "not measured")
+
+
+def test_the_own_kernel_must_win_where_its_instructions_have_the_rate(load):
+    rows = [machine(arch="sm_89", int8_product="w8a8_gemm")]
+    rows += [linear(shape, "ftrt w8a8 library", own=0.9) for shape in SHAPES]
+
+    line = found(outcomes(load, {"linears": rows}), "own GEMM / library")
+
+    assert (line.target, line.outcome) == (">= 1", "missed")
+
+
+def test_a_mean_over_three_of_four_linears_is_not_measured(load):
+    rows = [machine(), *(linear(shape, "PEFT bf16", library=9.0) for shape in SHAPES[:3])]
+
+    line = found(outcomes(load, {"linears": rows}), "w8a8 library / PEFT bf16")
+
+    assert (line.value, line.outcome) == (None, "not measured")
+
+
+def test_without_a_gpu_nothing_is_measured(load):
+    rows = [machine(gpu=None), *(linear(s, "PEFT bf16", library=9.0) for s in SHAPES)]
+
+    lines = outcomes(load, {"linears": rows})
+
+    assert {line.outcome for line in lines.values()} == {"not measured"}
+
+
+def test_correctness_memory_and_curves_are_judged(load):
+    tests = {"record": "tests", "on_cuda": True, "outcome": "failed", "counts": {"passed": 7}}
+    memcheck = {"record": "sanitizer", "tool": "memcheck", "outcome": "passed", "errors": 0}
+    racecheck = {"record": "sanitizer", "tool": "racecheck", "outcome": "failed", "errors": 4}
+    compared = {"record": "comparison", "name": "ftrt w8a8", "model": "8b", "checkpointing": True}
+    curve = {
+        "record": "loss_curves",
+        "name": "ftrt w8a8",
+        "difference": 0.01,
+        "seed_deviation": 0.02,
+        "holds": True,
+    }
+    refused = {"record": "refused", "where": "8b ftrt w8a16", "faults": ["y"]}
+    stages = {
+        "correctness": [machine(), tests, memcheck, racecheck],
+        "end_to_end": [{**compared, "speed": 1.3, "memory": 0.66}, curve],
+        "linears": [refused],
+    }
+
+    lines = outcomes(load, stages)
+
+    assert lines["tests of ops and kernels on CUDA"].outcome == "missed"
+    assert lines["compute-sanitizer memcheck"].outcome == "met"
+    assert lines["compute-sanitizer racecheck"].outcome == "missed"
+    assert found(lines, "tokens/s", "8b, checkpointing on").outcome == "met"
+    assert found(lines, "peak memory", "8b, checkpointing on").outcome == "missed"
+    assert found(lines, "tokens/s", "1b, checkpointing off").outcome == "not measured"
+    assert found(lines, "ftrt w8a8 minus").outcome == "met"
+    assert found(lines, "refused by an accuracy gate").outcome == "missed"
+
+
+def test_rounds_stop_when_there_are_enough(load):
+    indices = []
+
+    def call(index):
+        indices.append(index)
+        return {"forward": 1.0}
+
+    rounds = load("measuring.interleave").interleave(
+        {"a": call}, seconds=60.0, least=3, enough=7, warm_ups=5
+    )
+
+    assert indices == [0, 1, 2, 3, 4, *range(7)]
+    assert len(rounds.times["a"]) == 7
+
+
+def test_the_host_clock_times_each_part(load, monkeypatch):
+    clock = load("measuring.clock")
+    ticks = iter([0.0, 1.0, 4.0])
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: next(ticks))
+    ran = []
+
+    phases = clock.HostClock().phases(forward=lambda: ran.append(1), backward=lambda: ran.append(2))
+
+    assert phases == {"forward": 1.0, "backward": 3.0} and ran == [1, 2]
+
+
+def test_the_sleep_before_a_timed_call_is_learnt_from_calls_without_one(load):
+    clock = load("measuring.clock").EventClock()
+    # the first compiles, the next three tell, later ones would count the sleep itself
+    for host in (9.0, 3e-4, 1e-4, 2e-4, 5e-5):
+        clock._learn(host)
+
+    assert clock.host_seconds == 1e-4
+    assert clock._cycles == round(1.2e-4 * 2e9)
