@@ -18,7 +18,6 @@ __all__ = ["EmulatedBackend", "EmulationError", "context_switches"]
 import ctypes
 import fcntl
 import hashlib
-import os
 import re
 import shutil
 import subprocess
@@ -38,15 +37,20 @@ EMULATION = Path(__file__).parent / "emulation"
 CUDA = Path(__file__).parents[3] / "csrc" / "cuda"
 BUILD = Path(__file__).parents[3] / "build" / "emulation"
 
-_RUNTIME_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror")
-# The first line calls functions of the runtime for each access to memory, the second where a
-# kernel does what is undefined; no library of the sanitizers is linked.
+# The flags below are gcc's, from version 12 on.
+_COMPILER = "g++"
+_SHARED_FLAGS = ("-std=c++17", "-fPIC", "-shared", "-Wl,-z,defs")
+_RUNTIME_FLAGS = (*_SHARED_FLAGS, "-O3", "-Wall", "-Wextra", "-Werror")
 _KERNEL_FLAGS = (
+    # Calls functions of the runtime for each access to memory, and where a kernel does what is
+    # undefined; no library of the sanitizers is linked.
     *("-fsanitize=kernel-address", "--param=asan-instrumentation-with-call-threshold=0"),
     *("--param=asan-stack=0", "--param=asan-globals=0"),
     "-fsanitize=alignment,null,bounds,shift,signed-integer-overflow,integer-divide-by-zero,"
     "float-cast-overflow",
-    *("-std=c++17", "-O1", "-g1", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off"),
+    # Variables without a value hold 0xfe bytes; a thread's stack is no larger than fiber.h says.
+    *("-ftrivial-auto-var-init=pattern", "-Werror=frame-larger-than=131072"),
+    *(*_SHARED_FLAGS, "-O1", "-g1", "-fvisibility=hidden", "-ffp-contract=off"),
     "-Wno-unknown-pragmas",
 )
 
@@ -235,7 +239,7 @@ def _load(kernel: Kernel, arch: tuple[int, int]) -> ctypes.CDLL:
 
 def _runtime_path() -> Path:
     sources = sorted(EMULATION.glob("*.cpp"))
-    command = [_compiler(), *_RUNTIME_FLAGS, *map(str, sources)]
+    command = [_COMPILER, *_RUNTIME_FLAGS, *map(str, sources)]
     parts = [*_RUNTIME_FLAGS, *(p.read_text() for p in sorted(EMULATION.iterdir()))]
     return _build("runtime", parts, lambda folder: command, "libftrt_emulation.so")
 
@@ -255,7 +259,7 @@ def _kernel_path(kernel: Kernel, arch: tuple[int, int]) -> Path:
         for name, text in texts.items():
             (folder / name).write_text(text)
         link = ("-I", str(EMULATION), str(runtime), f"-Wl,-rpath,$ORIGIN/../{runtime.parent.name}")
-        return [_compiler(), *_KERNEL_FLAGS, *options, "main.cpp", *link]
+        return [_COMPILER, *_KERNEL_FLAGS, *options, "main.cpp", *link]
 
     parts = (kernel.source_hash(), kernel.label, *options, *_KERNEL_FLAGS, runtime.parent.name)
     return _build(kernel.name, parts, prepare, "kernel.so")
@@ -268,7 +272,7 @@ def _build(
 
     The folder is named after the hash of `parts`; one process builds it, others wait.
     """
-    digest = hashlib.sha256("\0".join((_compiler(), *parts)).encode()).hexdigest()
+    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     folder = BUILD / f"{name}-{digest[:24]}"
     if (folder / output).exists():
         return folder / output
@@ -279,11 +283,8 @@ def _build(
             return folder / output
         work = Path(tempfile.mkdtemp(dir=BUILD, prefix="building-"))
         try:
-            soname = f"-Wl,-soname,{output}"
-            command = [*prepare(work), soname, "-o", output]
-            result = subprocess.run(command, cwd=work, capture_output=True, text=True)
-            if result.returncode != 0:
-                raise EmulationError(f"{name}: the host compiler says\n{result.stderr}")
+            command = [*prepare(work), f"-Wl,-soname,{output}", "-o", output]
+            _run_compiler(name, command, work)
             shutil.rmtree(folder, ignore_errors=True)
             work.rename(folder)
         finally:
@@ -291,7 +292,10 @@ def _build(
     return folder / output
 
 
-@cache
-def _compiler() -> str:
-    """The C++ compiler: $CXX, or g++."""
-    return os.environ.get("CXX", "g++")
+def _run_compiler(name: str, command: list[str], folder: Path) -> None:
+    try:
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise EmulationError(f"{name}: the emulation needs {command[0]}: {error}") from None
+    if result.returncode != 0:
+        raise EmulationError(f"{name}: {command[0]} says\n{result.stderr}")

@@ -368,7 +368,7 @@ def kernels(tmp_path_factory):
 def run(kernels, name, seed):
     blocks = 3 if name.startswith(("global", "shared: another block")) else 1
     y = torch.full((192,), torch.nan)
-    kernels.run(name, torch.zeros(64), y[:128], seed=seed, blocks=blocks)
+    kernels.run(name, torch.zeros(64), y[:128], seed=seed, grid=(blocks, 1, 1))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from emulated import EmulatedBackend
 
-from ftrt.kernels.backend import launch, use_backend
+from ftrt.kernels.backend import Grid, launch, use_backend
 from ftrt.kernels.kernel import Kernel
 from ftrt.kernels.signature import Signature
 
@@ -55,9 +55,9 @@ class TinyKernels:
         y: torch.Tensor | None,
         *,
         seed: int = 0,
-        blocks: int = 1,
+        grid: Grid = (1, 1, 1),
         shared_bytes: int = 1024,
     ) -> None:
         """Launch one of them on the emulation."""
         with use_backend(EmulatedBackend(seed)):
-            launch(self.kernel, (blocks, 1, 1), shared_bytes, self.names.index(name), x, y)
+            launch(self.kernel, grid, shared_bytes, self.names.index(name), x, y)

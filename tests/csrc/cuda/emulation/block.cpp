@@ -194,8 +194,8 @@ void meet(void (*operation)(Warp& warp, void* const* operands), void* operands, 
   warp.arrived |= 1u << thread.index % kLanes;
   thread.operands = operands;
   thread.site = site;
+  thread.state = State::kWaitsForWarp;
   if (warp.arrived != 0xffffffffu) {
-    thread.state = State::kWaitsForWarp;
     run_another();
     return;
   }

@@ -6,7 +6,7 @@
 #include <cstdlib>
 #include <vector>
 
-#if defined(__x86_64__)
+#if !defined(EMULATION_UCONTEXT)
 // Saves what a function must keep on the stack, and the stack pointer in *rdi; takes rsi as the
 // stack pointer and does the reverse. System V calling convention; floating-point modes are kept
 // by none of the fibres.
@@ -62,7 +62,7 @@ size_t colour(unsigned index) { return index * 5 % 64 * 64; }
 
 }  // namespace
 
-#if defined(__x86_64__)
+#if !defined(EMULATION_UCONTEXT)
 
 void Fiber::prepare(unsigned index, void (*entry)()) {
   stack_ = stack_of(index);

@@ -3,7 +3,10 @@
 
 #include <cstddef>
 
-#if !defined(__x86_64__)
+#if !defined(__x86_64__) && !defined(EMULATION_UCONTEXT)
+#define EMULATION_UCONTEXT
+#endif
+#if defined(EMULATION_UCONTEXT)
 #include <ucontext.h>
 #endif
 
@@ -25,7 +28,7 @@ class Fiber {
   }
 
  private:
-#if defined(__x86_64__)
+#if !defined(EMULATION_UCONTEXT)
   void* stack_pointer_ = nullptr;
 #else
   ucontext_t context_;
