@@ -93,7 +93,8 @@ def at_most(number: int, claim: str, value: float | None, most: float) -> Line:
 def _correctness(stages: Stages) -> Iterable[Line]:
     tests = [row for row in rows_of(stages, "correctness", "tests") if row.get("on_cuda")]
     passed = tests[-1]["counts"].get("passed") if tests and tests[-1].get("counts") else None
-    state = NOT_MEASURED if not tests else MET if tests[-1]["outcome"] == "passed" else MISSED
+    outcomes = {"passed": MET, "failed": MISSED}
+    state = outcomes.get(tests[-1]["outcome"], NOT_MEASURED) if tests else NOT_MEASURED
     yield Line(6, "tests of ops and kernels on CUDA", passed, "all pass", state)
     by_tool = {row["tool"]: row for row in rows_of(stages, "correctness", "sanitizer")}
     for tool in ("memcheck", "racecheck"):

@@ -3,8 +3,8 @@
 A step is forward, backward, clipping and AdamW, rank 16 on all linear layers, through the public
 functions (`ftrt.attach`, `ftrt.fuse`) and the same loop for all. Every variant computes its loss in
 the same chunks; "stock loss" is the model's own. Models of 8B do not fit side by side, so variants
-run one after another, and PEFT bf16 once more at the end: the difference between its two runs is
-the drift of the machine. tokens/s are of the median step on the host's clock, from a device that
+run one after another, and PEFT bf16 once more after its rivals: the difference between its two runs
+is the drift of the machine. tokens/s are of the median step on the host's clock, from a device that
 has finished to one that has; peak memory is that of steps alone.
 
 Then the loss curves of `loss_curves.py`.
@@ -28,18 +28,20 @@ from gpu.stage import Stage
 
 REFERENCE = "PEFT bf16"
 STOCK = " stock loss"
+AGAIN = " again"
+# the most wanted first
 NAMES = (
     REFERENCE,
     "ftrt w8a8",
     "ftrt w8a16",
     "PEFT default",
-    "ftrt fuse",
     "bitsandbytes int8 + PEFT",
-    REFERENCE + STOCK,
+    REFERENCE + AGAIN,
+    "ftrt fuse",
     "ftrt w8a8" + STOCK,
+    REFERENCE + STOCK,
 )
-QUICK_NAMES = (REFERENCE, "ftrt w8a8", "ftrt w8a8" + STOCK)
-AGAIN = " again"
+QUICK_NAMES = (REFERENCE, "ftrt w8a8", "ftrt w8a8" + STOCK, REFERENCE + AGAIN)
 WARM_UPS, STEPS = 2, 5
 # shares of the stage's time after which no further variant of a model is started
 SHARES = {"8b": 0.6, "1b": 0.75, "tiny": 0.75}
@@ -69,10 +71,11 @@ def make_model(model: str, device: torch.device) -> nn.Module:
 
 def make_variant(name: str, model: str, device: torch.device) -> ModelVariant:
     """A variant whose loss is computed in chunks, unless its name says stock loss."""
-    is_own = name.startswith("ftrt")
-    known = name if is_own else name.removesuffix(STOCK)
+    # `attach` has an option for it, what is built otherwise computes its own loss
+    is_attached = name.startswith("ftrt") and name != "ftrt fuse"
+    known = name if is_attached else name.removesuffix(STOCK)
     variant = build(known, lambda: make_model(model, device), TARGETS)
-    if not is_own and not name.endswith(STOCK):
+    if not is_attached and not name.endswith(STOCK):
         settings = LossSettings("lm_head", in_training=True, in_evaluation=True)
         set_chunked(variant.module.get_base_model(), settings)
     variant.name = name
@@ -129,7 +132,7 @@ def run_variant(
 
     Args:
         stage: where it is recorded.
-        name: of `NAMES`, or the reference's again.
+        name: of `NAMES`.
         model: of `gpu.shapes`.
         shape: rows and tokens of a batch.
         reference: checkpointing -> loss of the reference; filled by it.
@@ -208,7 +211,7 @@ def measure(stage: Stage) -> None:
     for model in ("tiny",) if stage.quick else ("8b", "1b"):
         print(f"\n{model}, {shape[0]} x {shape[1]} tokens a step")
         reference: dict[bool, float] = {}
-        for name in (*(QUICK_NAMES if stage.quick else NAMES), REFERENCE + AGAIN):
+        for name in QUICK_NAMES if stage.quick else NAMES:
             if stage.has_time(f"{model} {name}", SHARES[model]):
                 run_variant(stage, name, model, shape, reference)
         stage.sample_state(model)

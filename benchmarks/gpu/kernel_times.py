@@ -132,7 +132,8 @@ def launch_overhead(stage: Stage, launch: RecordedLaunch) -> None:
 def measure(stage: Stage) -> None:
     """Every kernel at every shape, then the cost of a launch and what was never launched."""
     stage.need_cuda()
-    measure_launches(stage, "8b", 8192)
+    model, rows = ("tiny", 24) if stage.quick else ("8b", 8192)
+    measure_launches(stage, model, rows)
 
 
 def measure_launches(stage: Stage, model: str, rows: int) -> None:

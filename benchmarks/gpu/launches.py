@@ -30,10 +30,7 @@ class RecordedLaunch:
     @property
     def key(self) -> tuple[object, ...]:
         """Equal for launches that take the same time: kernel, grid and every number."""
-        numbers = tuple(
-            tuple(a.shape) if isinstance(a, Tensor) else a is None if a is None else a
-            for a in self.arguments
-        )
+        numbers = tuple(tuple(a.shape) if isinstance(a, Tensor) else a for a in self.arguments)
         return (self.kernel.label, self.grid, self.shared_bytes, numbers)
 
     @property

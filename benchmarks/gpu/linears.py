@@ -147,13 +147,17 @@ class Table:
         own = [name for name in calls if name.startswith("ftrt")]
         for variant in runs:
             memory = {
-                "saved_bytes": variant.saved_bytes(
-                    self.xs[0], frozen_storages(self.problem, variant)
-                ),
+                "saved_bytes": self._saved_bytes(variant),
                 "peak_bytes": peak_bytes(self.stage, calls[variant.name]),
                 "weight_bytes": variant.weight_bytes,
             }
             self._row(variant, rounds, own, errors[variant.name], memory)
+
+    def _saved_bytes(self, variant: Variant) -> int | None:
+        """None of a compiled variant, which the hooks that count would compile anew."""
+        if variant.name.endswith(COMPILED):
+            return None
+        return variant.saved_bytes(self.xs[0], frozen_storages(self.problem, variant))
 
     def _row(
         self,
@@ -161,7 +165,7 @@ class Table:
         rounds: Rounds,
         own: list[str],
         errors: dict[str, float],
-        memory: dict[str, int],
+        memory: dict[str, int | None],
     ) -> None:
         name, case = variant.name, self.case
         seconds = {phase: rounds.seconds(name, phase) for phase in PHASES}
@@ -198,7 +202,7 @@ class Table:
         mine = f"{milliseconds(seconds['forward'])} + {milliseconds(seconds['backward'])}"
         print(
             f"  {name:<32}{milliseconds(seconds['total']):>24} = {mine}  {versus}  {notes}"
-            f"  saved {memory['saved_bytes'] / 2**20:.1f} MiB"
+            f"  saved {(memory['saved_bytes'] or 0) / 2**20:.1f} MiB"
             + (f" host {host * 1e6:.0f} us" if host else ""),
             flush=True,
         )

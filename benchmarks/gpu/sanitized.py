@@ -88,7 +88,9 @@ def main() -> int:
         around = {f" {path}": forced(path, device) for path in PATHS}
     worst = 0.0
     for shape, dtype in product(SHAPES, dtypes):
-        for compute, (path, context) in product(("w8a8", "w8a16"), around.items()):
+        # the library takes whole tiles alone, and anything else would be the own product again
+        contexts = around if shape == SHAPES[0] else {"": nullcontext}
+        for compute, (path, context) in product(("w8a8", "w8a16"), contexts.items()):
             wanted = run(torch.device("cpu"), shape, dtype, compute, as_float=True)
             with context():
                 found = run(device, shape, dtype, compute)

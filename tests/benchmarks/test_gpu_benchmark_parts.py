@@ -1,5 +1,9 @@
 """Parts of benchmarks/gpu: recorded launches, acceptance lines, rounds and clocks."""
 
+import subprocess
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -256,3 +260,103 @@ def test_the_sleep_before_a_timed_call_is_learnt_from_calls_without_one(load):
 
     assert clock.host_seconds == 1e-4
     assert clock._cycles == round(1.2e-4 * 2e9)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU as far as its properties go."""
+    properties = SimpleNamespace(
+        name="a GPU",
+        major=9,
+        minor=0,
+        multi_processor_count=132,
+        shared_memory_per_block_optin=232448,
+        total_memory=80 * 2**30,
+        L2_cache_size=50 * 2**20,
+        uuid="0123",
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    return torch.device("cuda")
+
+
+@pytest.mark.parametrize("path", ["own", "library"])
+def test_a_path_is_forced_inside_its_context_alone(load, gpu, path):
+    from ftrt.ops.cuda import choice
+
+    device = choice.Device((9, 0), 132, 232448)
+
+    def chosen():
+        return choice.int8_product(device, rows=8192, columns=4096, depth=4096)
+
+    before = chosen()
+    with load("gpu.paths").forced(path, gpu)():
+        inside = chosen()
+
+    assert inside is load("gpu.paths").PATHS[path]
+    assert chosen() is before
+
+
+def test_the_machine_says_what_it_is_and_how_it_runs(load, gpu, monkeypatch, tmp_path):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        "#!/bin/sh\n"
+        'case "$*" in *driver*) echo 580.1;; *GPU-0123*) echo "1980, [N/A], 512.25, 61";; esac\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    machine = load("gpu.machine")
+
+    facts = machine.facts(gpu)
+
+    assert (facts["gpu"], facts["arch"], facts["driver"]) == ("a GPU", "sm_90", "580.1")
+    assert facts["int8_product"] == machine.default_product(gpu)
+    assert "a GPU (sm_90, 132 SMs, 80 GiB, L2 50 MiB), driver 580.1" in machine.describe(facts)
+    assert machine.state(gpu) == {"sm_mhz": 1980.0, "watts": 512.25, "celsius": 61.0}
+    assert machine.cache_bytes(gpu) == 50 * 2**20
+
+
+def test_several_stages_run_in_processes_that_are_ended_when_they_hang(
+    load, monkeypatch, tmp_path, capsys
+):
+    run = load("gpu.run")
+    commands = []
+
+    def hang(command, *, timeout, check):
+        commands.append(command)
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(run.subprocess, "run", hang)
+    options = SimpleNamespace(out=tmp_path, device=torch.device("cuda"), quick=False)
+
+    assert run.run_apart("layer", options) == 1
+
+    (command,) = commands
+    assert command[2:5] == ["--stage", "layer", "--no-report"] and "--quick" not in command
+    assert "!!! stage layer was ended after 166 s" in capsys.readouterr().out
+
+
+def test_a_command_that_takes_too_long_is_ended_and_what_it_said_is_kept(load, tmp_path, capsys):
+    records = load("measuring.records").Records(None)
+    stage = load("gpu.stage").Stage(
+        "correctness", torch.device("cpu"), True, tmp_path, records, 4.0
+    )
+    script = "import time; print('so far', flush=True); time.sleep(60)"
+
+    done = load("gpu.correctness").run(stage, [sys.executable, "-c", script], share=0.5)
+
+    assert done.code is None and done.last_lines == ["so far"]
+    assert "!!! not done within 2 s" in capsys.readouterr().out
+    assert "so far" in (tmp_path / "correctness.log").read_text()
+
+
+def test_a_failing_command_keeps_its_code_and_its_environment(load, tmp_path):
+    records = load("measuring.records").Records(None)
+    stage = load("gpu.stage").Stage(
+        "correctness", torch.device("cpu"), True, tmp_path, records, 60.0
+    )
+    script = "import os, sys; print(os.environ['GIVEN']); sys.exit(9)"
+
+    done = load("gpu.correctness").run(stage, [sys.executable, "-c", script], 1.0, GIVEN="here")
+
+    assert (done.code, done.output) == (9, "here\n")
