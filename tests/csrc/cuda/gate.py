@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ftrt.kernels.cubin import SHARED_LIMIT_BYTES, Resources, read_resources
+from ftrt.kernels.cubins import COMPILE_OPTIONS
 
 # of every architecture here; a thread gets them in units
 REGISTERS_OF_A_BLOCK = 2**16
@@ -97,7 +98,6 @@ class Nvrtc:
         return buffer.raw
 
 
-COMPILE_OPTIONS = ("-std=c++17",)
 VERBOSE = ("--ptxas-options=-v",)
 
 

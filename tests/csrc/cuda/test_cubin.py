@@ -7,6 +7,7 @@ import pytest
 
 from ftrt.errors import UsageError
 from ftrt.kernels.cubin import SHARED_LIMIT_BYTES, read_resources
+from ftrt.kernels.cubins import COMPILE_OPTIONS
 from ftrt.kernels.kernel import ARCHES
 
 # Each thread keeps kSize floats at addresses known when it is compiled: few stay in registers, many
@@ -42,7 +43,7 @@ def planted(request):
 
     @functools.cache
     def make(size, arch):
-        options = [f"-arch=sm_{arch}", *gate.COMPILE_OPTIONS, *gate.VERBOSE]
+        options = [f"-arch=sm_{arch}", *COMPILE_OPTIONS, *gate.VERBOSE]
         return nvrtc.compile(SOURCE, {"size.cuh": f"constexpr int kSize = {size};"}, options)
 
     return make
