@@ -45,8 +45,13 @@ __device__ inline uint4 load_chunk(const Element* from, int count, bool aligned)
   if (aligned && count >= kPerChunk<Element>) return *reinterpret_cast<const uint4*>(from);
   uint32 words[4] = {};
 #pragma unroll
-  for (int i = 0; i < kPerChunk<Element>; ++i) {
-    if (i < count) words[i / kPerWord] |= element_bits(from[i]) << (kBits * (i % kPerWord));
+  for (int word = 0; word < 4; ++word) {
+    // Not unrolled for int8: 16 loads at once take registers from those who never need them.
+#pragma unroll(kBits == 8 ? 1 : kPerWord)
+    for (int i = 0; i < kPerWord; ++i) {
+      const int element = word * kPerWord + i;
+      if (element < count) words[word] |= element_bits(from[element]) << (kBits * i);
+    }
   }
   return {words[0], words[1], words[2], words[3]};
 }

@@ -318,10 +318,10 @@ __device__ inline void quantize(const Problem& p, const uint32 (&most)[kWarpRows
 // x: (rows, features), row m at x + m · x_stride. column_scale: (features) or null; h knows nothing
 // of it. outliers: (outlier_count) sorted columns or null: they are 0 in q and do not count for the
 // scale. q: (rows, features), row m at q + m · q_stride, and scale: (rows), written; or both null.
-// a: (rank, features), rank 1 to 256. seed: of the dropout, or null for none.
-// hidden: (rows, hidden_stride), gets [keep_factor · drop(x) aᵀ | x at outliers].
-// left: (rows, left_stride) or null, gets [x at outliers | left_scaling · h], each padded with zeros
-// to a multiple of 16 columns. cached_features: a multiple of 256.
+// a: (rank, features), rank 1 to 256. seed: of the dropout, or null for none. hidden: (rows,
+// hidden_stride), gets [keep_factor · drop(x) aᵀ | x at outliers]. left: (rows, left_stride) or
+// null, gets [x at outliers | left_scaling · h], each padded with zeros to a multiple of 16
+// columns. cached_features: a multiple of 256.
 extern "C" __global__ void __launch_bounds__(256, 2)
     quantize_project(const ftrt::FTRT_ELEMENT* x, ftrt::int64 x_stride, const float* column_scale,
                      const ftrt::int64* outliers, int outlier_count, int rows, int features,

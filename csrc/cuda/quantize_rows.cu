@@ -6,14 +6,15 @@
 //   swiglu    silu(x) · x2, rounded once
 //
 // x, x2, norm_weight and what front gives are FTRT_ELEMENT, sums float32. Nothing else depends on
-// how the threads share a row, but the sum of squares does: it has a fixed order for given features.
+// how the threads share a row, but the sum of squares does: it has a fixed order for given
+// features.
 //
 // Grid: a row that a warp's registers hold (4 KB) is a warp's, and ⌈rows / 4⌉ blocks; else a row is
 // a block's. 128 threads. Shared memory: 32 bytes, and with outliers 4 · ⌈features / 32⌉ more.
 //
 // A row is read once, into 8 chunks of 16 bytes a thread, so 16 KB for a block: all of 8192 halves.
-// The rest of a longer row is read again, from L1 or L2. Bytes on their way, for rows of 8 KB: 40 KB a
-// multiprocessor with 5 blocks, 32 KB with 4; 4.3 TB/s at 800 ns are 26 KB on each of 132.
+// The rest of a longer row is read again, from L1 or L2. Bytes on their way, for rows of 8 KB: 40
+// KB a multiprocessor with 5 blocks, 32 KB with 4; 4.3 TB/s at 800 ns are 26 KB on each of 132.
 #include "row_scale.cuh"
 
 namespace ftrt {
@@ -80,8 +81,8 @@ __device__ inline uint4 apply_front(const Row& row, int k, const uint4& x) {
   return narrow_chunk(values, Element{});
 }
 
-// What a chunk of x gives before quantization: writes `normalized`, zeroes outliers. No column at or
-// behind `features` is looked at, and the chunk is zero there.
+// What a chunk of x gives before quantization: writes `normalized`, zeroes outliers. No column at
+// or behind `features` is looked at, and the chunk is zero there.
 __device__ inline uint4 prepare(const Row& row, int k, const uint4& x) {
   const uint4 chunk = apply_front(row, k, x);
   if (row.normalized != nullptr) {

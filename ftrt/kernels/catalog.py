@@ -26,13 +26,12 @@ __all__ = [
 ]
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
 from ftrt.kernels.backend import Grid
 from ftrt.kernels.gemm import gemm_variants
-from ftrt.kernels.kernel import Kernel
+from ftrt.kernels.kernel import Kernel, source_folder
 from ftrt.kernels.signature import Signature
 
 # What -DFTRT_ELEMENT and the other type macros may say.
@@ -64,8 +63,7 @@ _PACK_COLUMNS = 32
 
 
 def _kernel(name: str, letters: str, threads: int) -> Kernel:
-    folder = Path(__file__).parents[2] / "csrc" / "cuda"
-    return Kernel(name, folder / f"{name}.cu", Signature(letters), threads)
+    return Kernel(name, source_folder() / f"{name}.cu", Signature(letters), threads)
 
 
 # FTRT_ELEMENT, FTRT_FRONT: x, x_stride, x2, norm_weight, epsilon, column_scale, outliers,
@@ -161,10 +159,9 @@ def thin_gradient_shared_bytes(rank: int, input_element: str) -> int:
     Args:
         input_element: type of x, "int8", "float32", "float16" or "bfloat16".
     """
-    slab = 16 if rank <= 16 else 32 if rank <= 32 else 64
-    buffers = 2 * _THIN_ROWS[input_element] * (2 * _THIN_COLUMNS + 16 + 2 * slab + 16)
-    # the sums of half of the warps, at the end
-    return max(buffers, slab * _THIN_COLUMNS * 4)
+    slab = 16 if rank <= 16 else 32
+    # more than the sums of half of the warps, which take their place at the end
+    return 2 * _THIN_ROWS[input_element] * (2 * _THIN_COLUMNS + 16 + 2 * slab + 16)
 
 
 def unpack_grid(count: int, in_features: int, *, transpose: bool) -> Grid:
