@@ -16,11 +16,11 @@ namespace {
 
 Thread threads[kMaxThreads];
 Warp warps[kMaxThreads / kLanes];
-uint32_t ready_warps;   // that have a lane that can run
-Fiber outside;          // the caller of run_block
-std::string message;    // of the fault that ended the block; empty if there is none
+uint32_t ready_warps;  // that have a lane that can run
+Fiber outside;         // the caller of run_block
+std::string message;   // of the fault that ended the block; empty if there is none
 uint64_t random_state;
-uint32_t stickiness;    // of 256: how likely the next thread is of the same warp
+uint32_t stickiness;  // of 256: how likely the next thread is of the same warp
 
 // A bit of `mask` that is set, by chance.
 unsigned pick_bit(uint32_t mask, unsigned random) {
@@ -110,7 +110,7 @@ uint16_t slots[kSlots];
 Thread& thread_of(unsigned index) { return threads[index]; }
 Warp& warp_of(const Thread& thread) { return warps[thread.index / kLanes]; }
 
-void seed_scheduler(uint64_t seed) { random_state = seed * 0x9E3779B97F4A7C15u + 1; }
+void seed_scheduler(uint64_t seed) { random_state = seed * 0xD1342543DE82EF95u + 1; }
 
 // splitmix64, Steele et al. 2014
 uint64_t random_bits() {
@@ -122,8 +122,8 @@ uint64_t random_bits() {
 
 void fail(const char* format, ...) {
   char text[4096];
-  int used = std::snprintf(text, sizeof(text), "block (%u, %u, %u)", block.index[0],
-                           block.index[1], block.index[2]);
+  int used = std::snprintf(text, sizeof(text), "block (%u, %u, %u)", block.index[0], block.index[1],
+                           block.index[2]);
   if (block.current->state == State::kReady) {
     used += std::snprintf(text + used, sizeof(text) - used, ", thread %u", block.current->index);
   }
@@ -208,7 +208,9 @@ void meet(void (*operation)(Warp& warp, void* const* operands), void* operands, 
 }
 
 void warp_barrier(const Call& call) {
-  const auto advance = [](Warp& warp, void* const*) { ++warp.epoch; };
+  const auto advance = [](Warp& warp, void* const*) {
+    if (++warp.epoch >> kWarpEpochBits != 0) fail("too many warp barriers between two barriers");
+  };
   meet(advance, nullptr, call, false);
 }
 

@@ -11,6 +11,7 @@ namespace emulation {
 
 constexpr unsigned kLanes = 32;
 constexpr unsigned kMaxThreads = 1024;
+constexpr unsigned kWarpEpochBits = 22;  // of a stamp, see shadow.h
 
 enum class State { kReady, kWaitsForWarp, kWaitsForBlock, kExited };
 
@@ -48,7 +49,7 @@ struct Block {
   uint32_t launch_epoch;  // first one of this launch
   uint32_t first_epoch;   // first one of this block
   uint32_t epoch;         // goes up at each block barrier and from block to block, never down
-  unsigned waiting;      // threads that wait for the block
+  unsigned waiting;       // threads that wait for the block
   unsigned exited;
   uint16_t barrier_site;
   Thread* current;

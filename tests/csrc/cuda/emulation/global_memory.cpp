@@ -51,9 +51,9 @@ bool holds(const Tensor& tensor, uintptr_t begin, uintptr_t end, bool write) {
   uintptr_t distance = UINTPTR_MAX;
   for (int i = 0; i < global.count; ++i) {
     const Tensor& tensor = global.tensors[i];
-    const uintptr_t gap = begin < tensor.first  ? tensor.first - begin
-                          : end > tensor.last ? end - tensor.last
-                                              : 0;
+    const uintptr_t gap = begin < tensor.first ? tensor.first - begin
+                          : end > tensor.last  ? end - tensor.last
+                                               : 0;
     if (gap < distance) {
       distance = gap;
       nearest = &tensor;

@@ -31,8 +31,8 @@ const Launch* current;
 bool run(const Launch& launch) {
   current = &launch;
   forget_sites();
-  open_global({launch.tensors, launch.tensor_count, launch.has_addresses, launch.image,
-               launch.image_end});
+  open_global(
+      {launch.tensors, launch.tensor_count, launch.has_addresses, launch.image, launch.image_end});
   block.launch_epoch = block.epoch + 1;
   block.threads = launch.threads;
   for (int axis = 0; axis < 3; ++axis) block.grid[axis] = launch.grid[axis];

@@ -124,13 +124,13 @@ inline float widen_half(uint32 bits, BFloat16) { return __uint_as_float(bits << 
 
 inline int round_to_int(float value) { return __float2int_rn(value); }
 
-inline uint32 round_to_byte(float value) {
-  return __float_as_uint(__fadd_rn(value, 12582912.0f));
-}
+inline uint32 round_to_byte(float value) { return __float_as_uint(__fadd_rn(value, 12582912.0f)); }
 
 template <typename Half>
 inline uint2 widen_int8(uint32 bytes, Half) {
-  const auto byte = [bytes](int i) { return static_cast<float>(static_cast<int8>(bytes >> 8 * i)); };
+  const auto byte = [bytes](int i) {
+    return static_cast<float>(static_cast<int8>(bytes >> 8 * i));
+  };
   return {pack_halves(byte(0), byte(1), Half{}), pack_halves(byte(2), byte(3), Half{})};
 }
 

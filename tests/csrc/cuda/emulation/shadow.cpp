@@ -31,9 +31,11 @@ void Shadow::fail_race(const Cell& cell, Stamp me, uint16_t site, Stamp other, u
          name, offset, thread_in(me), describe(site), thread_in(other), other_does,
          describe(other_site));
   }
-  fail("race in %s at byte %zu: thread %u in %s, and thread %u %s it in %s, with no barrier between",
-       name, offset, thread_in(me), describe(site), thread_in(other), other_does,
-       describe(other_site));
+  fail(
+      "race in %s at byte %zu: thread %u in %s, and thread %u %s it in %s, with no barrier "
+      "between",
+      name, offset, thread_in(me), describe(site), thread_in(other), other_does,
+      describe(other_site));
 }
 
 void Shadow::check_arrived(const Cell& cell, Stamp me, uint16_t site) const {

@@ -37,8 +37,7 @@ void check_address(unsigned address, unsigned bytes, unsigned short site) {
   const uint64_t offset = static_cast<uint64_t>(address) - kBase;
   if (address < kBase || offset + bytes > memory.size()) {
     fail("%s touches bytes %lld to %lld of shared memory, the block has %zu", describe(site),
-         static_cast<long long>(offset), static_cast<long long>(offset + bytes - 1),
-         memory.size());
+         static_cast<long long>(offset), static_cast<long long>(offset + bytes - 1), memory.size());
   }
   if (address % bytes != 0) {
     fail("%s at byte %llu of shared memory: not aligned to %u", describe(site),

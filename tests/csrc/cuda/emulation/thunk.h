@@ -48,7 +48,8 @@ struct Entry {
 
   // The parameters lie outside of what a kernel may touch.
   template <typename T>
-  __attribute__((no_sanitize("kernel-address"))) static T take(const unsigned char* parameters, size_t* offset) {
+  __attribute__((no_sanitize("kernel-address"))) static T take(const unsigned char* parameters,
+                                                               size_t* offset) {
     *offset = (*offset + sizeof(T) - 1) / sizeof(T) * sizeof(T);
     T value;
     memcpy(&value, parameters + *offset, sizeof(T));
@@ -80,16 +81,15 @@ extern const char __ehdr_start __attribute__((visibility("hidden")));
 extern const char _end __attribute__((visibility("hidden")));
 }
 
-#define EMULATION_ENTRY(kernel)                                                     \
-  extern "C" {                                                                      \
-  __attribute__((visibility("default"))) void emulation_call(                       \
-      const unsigned char* parameters) {                                            \
-    decltype(emulation::entry_of(kernel))::call(kernel, parameters);                \
-  }                                                                                 \
-  __attribute__((visibility("default"))) const char* emulation_letters() {          \
-    return decltype(emulation::entry_of(kernel))::letters;                          \
-  }                                                                                 \
-  __attribute__((visibility("default"))) const char* emulation_image(int end) {     \
-    return end ? &_end : &__ehdr_start;                                             \
-  }                                                                                 \
+#define EMULATION_ENTRY(kernel)                                                                 \
+  extern "C" {                                                                                  \
+  __attribute__((visibility("default"))) void emulation_call(const unsigned char* parameters) { \
+    decltype(emulation::entry_of(kernel))::call(kernel, parameters);                            \
+  }                                                                                             \
+  __attribute__((visibility("default"))) const char* emulation_letters() {                      \
+    return decltype(emulation::entry_of(kernel))::letters;                                      \
+  }                                                                                             \
+  __attribute__((visibility("default"))) const char* emulation_image(int end) {                 \
+    return end ? &_end : &__ehdr_start;                                                         \
+  }                                                                                             \
   }
