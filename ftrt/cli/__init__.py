@@ -42,6 +42,7 @@ COMMANDS = {
     "merge": "Write a run's adapter into its base model.",
     "plugins": "List, explain, check and create plugins.",
     "schema": "Print the JSON Schema of a recipe, installed plugins included.",
+    "kernels": "List, build and time the CUDA kernels, and look after the compiled ones.",
     "doctor": "Say what works on this machine, and how to mend what does not.",
 }
 
