@@ -104,8 +104,8 @@ py::list list_entries(const std::string& path) {
   }
   py::list result;
   for (const cuda::Listed& one : all) {
-    result.append(py::dict("file"_a = one.file, "problem"_a = one.problem,
-                           "key"_a = one.entry.key, "label"_a = one.entry.label,
+    result.append(py::dict("file"_a = one.file, "problem"_a = one.problem, "key"_a = one.entry.key,
+                           "label"_a = one.entry.label,
                            "compiler"_a = py::make_tuple(one.entry.major, one.entry.minor),
                            "bytes"_a = one.bytes));
   }
@@ -207,7 +207,8 @@ void add_driver(py::module_& m) {
 }  // namespace
 
 void add_kernels(pybind11::module_& parent) {
-  pybind11::module_ m = parent.def_submodule("kernels", "Compiles, keeps and launches CUDA kernels.");
+  pybind11::module_ m =
+      parent.def_submodule("kernels", "Compiles, keeps and launches CUDA kernels.");
   pybind11::register_local_exception_translator(&translate);
   add_compiler(m);
   add_entries(m);

@@ -19,7 +19,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr const char* kSuffix = ".cubin";
-constexpr const char* kFix = "; set FTRT_CACHE_DIR to a folder that you may write and that has room";
+constexpr const char* kFix =
+    "; set FTRT_CACHE_DIR to a folder that you may write and that has room";
 
 std::string plain(double seconds) {
   std::string text = std::to_string(seconds);
@@ -64,8 +65,8 @@ class Slot {
   // Opens the lock's file. Throws std::system_error.
   Descriptor open_lock() const {
     const std::string name = name_ + ".lock";
-    Descriptor file(openat(folder_.get(), name.c_str(),
-                           O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+    Descriptor file(
+        openat(folder_.get(), name.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
     if (!file.is_open()) throw std::system_error(errno, std::generic_category(), path_);
     return file;
   }
@@ -110,8 +111,8 @@ std::optional<Entry> wait_for_turn(Slot& slot, const Descriptor& lock, const std
       free_seconds += std::chrono::duration<double>(now - before).count();
       if (waiting.is_leader) return std::nullopt;
       if (free_seconds >= waiting.leader_seconds) {
-        notes.push_back("kernel cache: local rank 0 has not begun to compile " + label + " within " +
-                        plain(waiting.leader_seconds) + " s; compiled by this rank");
+        notes.push_back("kernel cache: local rank 0 has not begun to compile " + label +
+                        " within " + plain(waiting.leader_seconds) + " s; compiled by this rank");
         return std::nullopt;
       }
       flock(lock.get(), LOCK_UN);

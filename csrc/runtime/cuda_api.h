@@ -1,6 +1,6 @@
 // What ftrt uses of libcuda and libnvrtc, declared here so that no CUDA header is needed. Names,
-// types and numbers are those of cuda.h and nvrtc.h, which NVIDIA keeps compatible: a function whose
-// arguments change gets another name (_v2).
+// types and numbers are those of cuda.h and nvrtc.h, which NVIDIA keeps compatible: a function
+// whose arguments change gets another name (_v2).
 #pragma once
 
 #include <cstddef>
@@ -10,9 +10,9 @@ namespace ftrt::cuda::api {
 
 using Device = int;     // CUdevice
 using Context = void*;  // CUcontext
-using Module = void*;  // CUmodule
-using Kernel = void*;  // CUfunction
-using Stream = void*;  // CUstream
+using Module = void*;   // CUmodule
+using Kernel = void*;   // CUfunction
+using Stream = void*;   // CUstream
 using Program = void*;  // nvrtcProgram
 
 // CUresult

@@ -16,8 +16,9 @@ constexpr const char* kWhere = "CUDA driver";
 // Symbols are looked up by the name their declaration has for good, so dlsym suffices and
 // cuGetProcAddress, which picks among versions, is not needed.
 bool resolve_all(const Library& library, api::Driver& table, std::string& missing) {
-#define FTRT_RESOLVE(name) \
-  if (!library.resolve(#name, table.name)) missing += std::string(missing.empty() ? "" : ", ") + #name
+#define FTRT_RESOLVE(name)                 \
+  if (!library.resolve(#name, table.name)) \
+  missing += std::string(missing.empty() ? "" : ", ") + #name
   FTRT_RESOLVE(cuInit);
   FTRT_RESOLVE(cuDriverGetVersion);
   FTRT_RESOLVE(cuGetErrorName);

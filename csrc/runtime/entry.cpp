@@ -64,9 +64,8 @@ std::string source_key(const Source& source, const std::string& arch) {
 
 std::string encode_entry(const Entry& entry) {
   std::string rest = entry.key + number(static_cast<uint64_t>(entry.major), 4) +
-                     number(static_cast<uint64_t>(entry.minor), 4) +
-                     number(entry.label.size(), 4) + number(entry.image.size(), 8) + entry.label +
-                     entry.image;
+                     number(static_cast<uint64_t>(entry.minor), 4) + number(entry.label.size(), 4) +
+                     number(entry.image.size(), 8) + entry.label + entry.image;
   return std::string(kMagic) + sha256(rest) + rest;
 }
 

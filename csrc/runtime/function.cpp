@@ -100,17 +100,16 @@ void Function::check_parameters(size_t bytes) const {
   }
 }
 
-void Function::launch(const Grid& grid, uint32_t shared_bytes, void* stream,
-                      const void* parameters, size_t bytes) const {
+void Function::launch(const Grid& grid, uint32_t shared_bytes, void* stream, const void* parameters,
+                      size_t bytes) const {
   if (bytes != parameter_bytes_) {
     throw Error(Fault::kInvalid, label_ + ": parameters must be " +
                                      std::to_string(parameter_bytes_) + " bytes; got " +
                                      std::to_string(bytes));
   }
   if (shared_bytes > static_cast<uint32_t>(dynamic_shared_limit_)) {
-    throw Error(Fault::kInvalid,
-                label_ + ": a block must fit the device's shared memory; got " +
-                    shape(grid, threads_, shared_bytes, dynamic_shared_limit_));
+    throw Error(Fault::kInvalid, label_ + ": a block must fit the device's shared memory; got " +
+                                     shape(grid, threads_, shared_bytes, dynamic_shared_limit_));
   }
   const ContextGuard context(context_, label_);
   void* extra[] = {api::kLaunchParamBufferPointer, const_cast<void*>(parameters),

@@ -22,7 +22,8 @@ constexpr uint32_t kRound[64] = {
 void Sha256::block(const unsigned char* bytes) {
   uint32_t w[64];
   for (int i = 0; i < 16; ++i) {
-    w[i] = static_cast<uint32_t>(bytes[4 * i]) << 24 | static_cast<uint32_t>(bytes[4 * i + 1]) << 16 |
+    w[i] = static_cast<uint32_t>(bytes[4 * i]) << 24 |
+           static_cast<uint32_t>(bytes[4 * i + 1]) << 16 |
            static_cast<uint32_t>(bytes[4 * i + 2]) << 8 | static_cast<uint32_t>(bytes[4 * i + 3]);
   }
   for (int i = 16; i < 64; ++i) {

@@ -64,8 +64,8 @@ struct Cached {
 };
 
 // The cubin from the cache folder, compiled and put there if it is not: by one process while others
-// wait for it, and by this one alone, in memory, where the folder cannot be used; the note says why.
-// Throws Error as compile() does.
+// wait for it, and by this one alone, in memory, where the folder cannot be used; the note says
+// why. Throws Error as compile() does.
 Cached compile_cached(const Source& source, const std::string& arch, const std::string& label,
                       const std::string& folder, const Waiting& waiting,
                       std::vector<std::string>& notes);

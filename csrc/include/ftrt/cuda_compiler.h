@@ -8,8 +8,8 @@
 namespace ftrt::cuda {
 
 struct CompilerFacts {
-  std::string path;         // of libnvrtc, as the loader found it
-  int major;                // version, 13 and 0 for CUDA 13.0
+  std::string path;  // of libnvrtc, as the loader found it
+  int major;         // version, 13 and 0 for CUDA 13.0
   int minor;
   std::vector<int> arches;  // that it compiles for, 90 for sm_90 and sm_90a
 };

@@ -17,10 +17,10 @@ struct DriverFacts {
 
 struct DeviceFacts {
   std::string name;
-  int major;            // compute capability
+  int major;  // compute capability
   int minor;
   int multiprocessors;
-  int shared_limit;     // most bytes of shared memory a block may have, opted in
+  int shared_limit;  // most bytes of shared memory a block may have, opted in
 };
 
 // Initialises the driver, which a process that forks afterwards cannot share with its children.
