@@ -214,6 +214,8 @@ def measure(stage: Stage) -> None:
     for case in cases(quick=stage.quick):
         if not stage.has_time(case.name):
             continue
+        # or the layers of earlier cases count towards the limit after which nothing is compiled
+        torch.compiler.reset()
         stage.empty_memory()
         Table(stage, case, ceilings).measure()
     compiled = [

@@ -107,6 +107,9 @@ def _ceilings(stages: Stages) -> Iterable[str]:
     yield "## Ceilings\n"
     rows = rows_of(stages, "ceilings", "ceiling")
     yield table(["what", "T/s", "unit"], ([r["kind"], r["rate"] / 1e12, r["unit"]] for r in rows))
+    for row in rows_of(stages, "ceilings", "int8_over_bf16"):
+        note = "" if row["ratio"] >= 1.5 else ": below 1.5, so the targets of w8a8 are out of reach"
+        yield f"int8 over bf16: {row['ratio']:.2f}{note}\n"
     rows = rows_of(stages, "ceilings", "product")
     if rows:
         yield "torch's bare products at the 8B linears:\n"

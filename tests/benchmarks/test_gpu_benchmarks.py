@@ -48,6 +48,7 @@ def test_every_stage_but_kernels_runs_on_a_cpu(run, load, monkeypatch, tmp_path)
     assert "met  " not in said and "missed  " not in said
     report = (tmp_path / "report.md").read_text()
     assert "Toy sizes" in report and "| not measured |" in report
+    assert "int8 over bf16: " in report
 
     check_linears(stages["linears"])
     check_models(stages["end_to_end"])
