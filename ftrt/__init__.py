@@ -40,6 +40,7 @@ _PUBLIC = {
             "ModelMethod",
             "PeftMethod",
             "PluginConfig",
+            "Setting",
             "SignalSource",
             "Transform",
         ),
@@ -61,6 +62,7 @@ __all__ = [
     "PluginConfig",
     "Recipe",
     "Run",
+    "Setting",
     "SignalSource",
     "TrainResult",
     "Transform",
@@ -89,6 +91,7 @@ if TYPE_CHECKING:
         ModelMethod,
         PeftMethod,
         PluginConfig,
+        Setting,
         SignalSource,
         Transform,
     )

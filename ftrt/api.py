@@ -15,13 +15,14 @@ __all__ = [
     "ModelMethod",
     "PeftMethod",
     "PluginConfig",
+    "Setting",
     "SignalSource",
     "Transform",
 ]
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -41,6 +42,25 @@ class PluginConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What a recipe asks beside its method, known before weights are read.
+
+    Attributes:
+        quantization: dtype of the base's linear layers, "int8", or None for a float base.
+        task_type: PEFT's task type of the head, or None without a head.
+        training: the recipe's `training:` fields.
+        compile: whether blocks run through torch.compile.
+        model: the base's `config.json`; None where it has not been read yet.
+    """
+
+    quantization: str | None = None
+    task_type: str | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+    compile: bool = False
+    model: Mapping[str, Any] | None = None
+
+
 class Method(ABC):
     """How a model is fine-tuned. Derive from `LinearMethod`, `PeftMethod` or `ModelMethod`.
 
@@ -49,17 +69,31 @@ class Method(ABC):
         source: the paper or document that defines it.
         Config: the options a recipe may give beside the name.
         supports_quantized_base: False refuses an int8 base before any weight is read.
+        supports_gradient_checkpointing: False refuses it before any weight is read.
         mergeable: False makes `ftrt merge` and `merge_and_unload` refuse by name.
+        starts_as_base: False says that an untrained adapter changes the outputs already.
     """
 
     name: ClassVar[str]
     source: ClassVar[str]
     Config: ClassVar[type[PluginConfig]]
     supports_quantized_base: ClassVar[bool] = True
+    supports_gradient_checkpointing: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True
+    starts_as_base: ClassVar[bool] = True
 
     def __init__(self, config: Any) -> None:
         self.config = config
+
+    def check_setting(self, setting: Setting) -> None:
+        """Refuse what does not work with this method, and name what does.
+
+        Called when the recipe has been read, and once more, with `setting.model`, before weights
+        are read.
+
+        Raises:
+            ftrt.errors.UnsupportedError: the method and the setting do not go together.
+        """
 
     def param_groups(self, model: nn.Module) -> list[dict[str, Any]] | None:
         """Optimizer groups (`{"params": [...], "lr": ...}`) covering every trainable parameter, or
@@ -68,9 +102,23 @@ class Method(ABC):
         return None
 
     def on_step(self, model: nn.Module, step: int, total_steps: int) -> None:
-        """Called after optimizer step `step` (1-based) of `total_steps`; rank schedules live
-        here.
+        """Called after optimizer step `step` (1-based) of `total_steps`, while its gradients are
+        still there; rank schedules live here.
         """
+
+    def finish(self, model: nn.Module) -> None:
+        """Called once when training has ended and the best weights are in place, before saving."""
+
+    def training_state(self, model: nn.Module) -> dict[str, Tensor]:
+        """What a resumed run needs and the adapter's own files lack; saved in each checkpoint."""
+        return {}
+
+    def load_training_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+        """Take back what `training_state` returned, after the adapter has been loaded."""
+
+    def report(self, model: nn.Module) -> dict[str, Any]:
+        """What `ftrt.json` says of the trained method (a rank budget, say), as JSON values."""
+        return {}
 
 
 class ModelMethod(Method):

@@ -45,6 +45,7 @@ def config_for(
         )
     whole = tuple(dict.fromkeys((*new_modules, *TASK_MODULES.get(task_type or "", ()))))
     check_int8(model, method, new_modules)
+    _check_checkpointing(model, method)
     if isinstance(method, LinearMethod):
         return _linear_config(model, method, whole, new_modules, task_type, options)
     if isinstance(method, PeftMethod):
@@ -140,6 +141,17 @@ def check_int8(model: nn.Module, method: Method, new_modules: Sequence[str]) -> 
                 f"method {method.name!r}: {name} is new and must train, which int8 cannot; add it"
                 " to quantization.skip"
             )
+
+
+def _check_checkpointing(model: nn.Module, method: Method) -> None:
+    if getattr(model, "is_gradient_checkpointing", False) is True and not (
+        method.supports_gradient_checkpointing
+    ):
+        raise UnsupportedError(
+            f"method {method.name!r}: must run without gradient checkpointing, which"
+            f" {type(model).__name__} has enabled; call gradient_checkpointing_disable(), or choose"
+            " a method that supports it, such as lora"
+        )
 
 
 def _allow_int8(config: PeftConfig, has_int8_targets: bool, name: str) -> None:

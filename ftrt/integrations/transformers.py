@@ -9,12 +9,14 @@ __all__ = [
     "load_tokenizer",
     "model_folder",
     "quiet",
+    "read_config",
     "save",
     "set_seed",
 ]
 
 import contextlib
 import importlib.util
+import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -120,6 +122,22 @@ def load_deferred(
         return transformers_loading.load_deferred(
             folder, auto_class, dtype=getattr(torch, dtype), settings=settings
         )
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """What the `config.json` of a model folder or asset says; its weights are not read.
+
+    Empty where it is no JSON object: whoever reads the model next says what is wrong with it.
+
+    Raises:
+        CheckpointError: there is no such folder or file.
+    """
+    file = _checked_folder(path) / "config.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _checked_folder(path: str) -> Path:

@@ -23,12 +23,16 @@ from types import FrameType
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ftrt.api import Method
 from ftrt.errors import CheckpointError, ConfigError, explain_os_error
 from ftrt.losses import LossHandle
 
+# in a checkpoint, beside the Trainer's own files
+METHOD_STATE = "ftrt_method.safetensors"
 # what the Trainer adds to metrics about the evaluation itself
 TIMING = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
@@ -55,7 +59,9 @@ class Listener(Protocol):
 
 
 class MethodCallback(TrainerCallback):
-    """Moves loss schedules before each step and calls `Method.on_step` after it."""
+    """Moves loss schedules before each step, calls the method after it, and keeps what the method
+    needs to be resumed beside each checkpoint.
+    """
 
     def __init__(self, method: Method, losses: LossHandle | None) -> None:
         self._method = method
@@ -68,11 +74,43 @@ class MethodCallback(TrainerCallback):
         if self._losses is not None:
             self._losses.set_progress(state.global_step, state.max_steps)
 
-    def on_step_end(
+    def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Let the method act on the finished step."""
-        self._method.on_step(kwargs["model"], state.global_step, state.max_steps)
+        """Let the method act on the step; the Trainer counts it, and drops its gradients, later."""
+        self._method.on_step(kwargs["model"], state.global_step + 1, state.max_steps)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Give a resumed method its state back."""
+        model = kwargs["model"]
+        if state.global_step == 0 or not self._method.training_state(model):
+            return
+        file = _state_file(args, state)
+        try:
+            found = load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{file}: must hold the state of method {self._method.name!r}; {error}. Start anew"
+                " with --overwrite"
+            ) from None
+        self._method.load_training_state(model, found)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write the method's state into the checkpoint."""
+        found = self._method.training_state(kwargs["model"])
+        if found and state.is_world_process_zero:
+            whole = {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
+            save_file(whole, _state_file(args, state))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Let the method bring the trained model into its final form."""
+        self._method.finish(kwargs["model"])
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -81,6 +119,10 @@ class MethodCallback(TrainerCallback):
         logs = kwargs.get("logs")
         if self._losses is not None and logs is not None and "loss" in logs:
             logs.update(self._losses.pop_logs())
+
+
+def _state_file(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / METHOD_STATE
 
 
 class RecordCallback(TrainerCallback):

@@ -2,7 +2,7 @@
 train.
 """
 
-__all__ = ["Parts", "Run", "attach", "build_parts"]
+__all__ = ["Parts", "Run", "attach", "build_parts", "check_setting"]
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 from torch import nn
 
-from ftrt.api import Head, LossTerm, Method, ModelMethod, SignalSource, count_trainable
+from ftrt.api import (
+    Head,
+    LossTerm,
+    Method,
+    ModelMethod,
+    Setting,
+    SignalSource,
+    count_trainable,
+)
 from ftrt.checkpoint import base_fingerprint
 from ftrt.errors import ConfigError, UnsupportedError, UsageError
 from ftrt.integrations import peft as peft_bridge
@@ -130,16 +138,8 @@ def build_parts(recipe: Recipe, registry: Registry) -> Parts:
     """
     head = registry.head(recipe.head) if recipe.head else None
     method = registry.method(recipe.method) if recipe.method else None
-    # a full model in int8 could not be saved as the plain transformers model a run folder promises
-    trains_base = isinstance(method, ModelMethod)
-    quantizable = method is None or (method.supports_quantized_base and not trains_base)
-    if method is not None and recipe.quantization and not quantizable:
-        raise UnsupportedError(
-            f"method {method.name!r}: trains the base's own weights, which int8 cannot be; got"
-            f" quantization:"
-            f" {recipe.quantization.dtype}. Remove `quantization`, or choose an adapter method"
-            f" such as lora"
-        )
+    if method is not None:
+        check_setting(recipe, head, method)
     _require_a_weight(recipe)
     if recipe.compile:
         check_compile(recipe.training)
@@ -171,6 +171,50 @@ def build_parts(recipe: Recipe, registry: Registry) -> Parts:
             signal = teachers[key]
         losses.append((section, term, signal))
     return Parts(recipe, registry, head, method, tuple(losses))
+
+
+def check_setting(
+    recipe: Recipe, head: Head | None, method: Method, model: Mapping[str, Any] | None = None
+) -> None:
+    """Refuse a method that does not work with the rest of the recipe.
+
+    Args:
+        recipe: the whole recipe.
+        head: as the recipe names it.
+        method: as the recipe names it.
+        model: the base's `config.json`, once it can be read.
+
+    Raises:
+        UnsupportedError: the message names the method, and what works.
+    """
+    quantization = recipe.quantization.dtype if recipe.quantization else None
+    method.check_setting(
+        Setting(
+            quantization=quantization,
+            task_type=head.task_type if head else None,
+            training=recipe.training,
+            compile=recipe.compile,
+            model=model,
+        )
+    )
+    # a full model in int8 could not be saved as the plain transformers model a run folder promises
+    if quantization and isinstance(method, ModelMethod):
+        raise UnsupportedError(
+            f"method {method.name!r}: trains the base's own weights, which int8 cannot be; got"
+            f" quantization: {quantization}. Remove `quantization`, or choose an adapter method"
+            f" such as lora"
+        )
+    if quantization and not method.supports_quantized_base:
+        raise UnsupportedError(
+            f"method {method.name!r}: needs a float base; got quantization: {quantization}. Remove"
+            f" `quantization`, or choose a method that supports it, such as lora"
+        )
+    if recipe.training.get("gradient_checkpointing") and not method.supports_gradient_checkpointing:
+        raise UnsupportedError(
+            f"method {method.name!r}: must run without gradient checkpointing; got"
+            " training.gradient_checkpointing: true. Remove it, or choose a method that supports"
+            " it, such as lora"
+        )
 
 
 def _require_a_weight(recipe: Recipe) -> None:

@@ -34,6 +34,7 @@ def run_info(
             "fingerprint": run.base_fingerprint,
             "model_type": getattr(getattr(run.model, "config", None), "model_type", None),
         },
+        "method": run.method.report(run.model) if run.method is not None else {},
         "head": {"name": run.head.name, "state": run.head.state()} if run.head else None,
         "data": {"fingerprint": splits.fingerprint, **splits.report, "encoded": dict(encoded)},
         "quantized_layers": run.quantized,

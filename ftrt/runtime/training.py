@@ -25,7 +25,7 @@ from ftrt.integrations.transformers_callbacks import (
 )
 from ftrt.recipe import Recipe, load
 from ftrt.registry import Registry
-from ftrt.runtime.attachment import Parts, Run, attach_parts, build_parts
+from ftrt.runtime.attachment import Parts, Run, attach_parts, build_parts, check_setting
 from ftrt.runtime.base import read_base
 from ftrt.runtime.calibration import Calibration, on_rows, read_layers, write_layers
 from ftrt.runtime.report import run_info, write_card, write_loss_plot
@@ -169,6 +169,8 @@ def _prepare(parts: Parts, output: Path, say: Say, *, kept: Calibration | None) 
     say(f"reading {recipe.model.path}")
     bridge.set_seed(recipe.seed)
     tokenizer = bridge.load_tokenizer(recipe.model.path)
+    if parts.method is not None:
+        check_setting(recipe, head, parts.method, bridge.read_config(recipe.model.path))
     model = read_base(recipe.model, head, quantization=recipe.quantization)
     bridge.check_length(model, recipe.data.max_length)
     # before encoding: a model that was trained on these labels keeps its own order of them

@@ -9,10 +9,11 @@ __all__ = [
     "check_loss",
     "check_method",
     "tolerance",
+    "try_method",
 ]
 
 from ftrt.testing.heads import check_head
 from ftrt.testing.kernels import check_kernel
 from ftrt.testing.losses import check_loss
-from ftrt.testing.methods import check_method
+from ftrt.testing.methods import check_method, try_method
 from ftrt.testing.tolerances import assert_close, tolerance

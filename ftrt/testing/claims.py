@@ -1,6 +1,6 @@
 """Trying claims one by one and saying all that fail."""
 
-__all__ = ["require_claims", "require_config"]
+__all__ = ["require_claims", "require_config", "try_claims"]
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -24,6 +24,11 @@ def require_claims(title: str, subject: S, claims: Sequence[Callable[[S], None]]
         raise AssertionError("\n- ".join([head, *failures]))
 
 
+def try_claims(subject: S, claims: Sequence[Callable[[S], None]]) -> dict[str, str | None]:
+    """The claims by name: None where one holds, else why it fails."""
+    return {claim.__name__: _fault(subject, claim) for claim in claims}
+
+
 def require_config(plugin_class: type[Any], options: Mapping[str, Any]) -> None:
     """`Config` takes `options`, comes back from JSON as it was and refuses unknown keys."""
     config = getattr(plugin_class, "Config", None)
@@ -40,12 +45,16 @@ def require_config(plugin_class: type[Any], options: Mapping[str, Any]) -> None:
 
 
 def _failure(subject: S, claim: Callable[[S], None]) -> str | None:
-    label = claim.__name__.replace("_", " ")
+    fault = _fault(subject, claim)
+    return None if fault is None else f"{claim.__name__.replace('_', ' ')}: {fault}"
+
+
+def _fault(subject: S, claim: Callable[[S], None]) -> str | None:
     try:
         claim(subject)
     except AssertionError as error:
-        return f"{label}: {error}"
+        return str(error)
     # the plugin's own code runs here, and whatever it raises is a failed claim with that reason
     except Exception as error:
-        return f"{label}: must not raise; raised {type(error).__name__}: {error}"
+        return f"must not raise; raised {type(error).__name__}: {error}"
     return None

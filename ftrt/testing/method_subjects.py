@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load, load_model, save, save_model
 from torch import Tensor, nn
 
 from ftrt.api import LinearMethod, Method, ModelMethod
 from ftrt.integrations import peft as peft_bridge
+from ftrt.integrations.peft_config import TASK_MODULES
 from ftrt.quantization.choices import Compute
 from ftrt.quantization.convert import quantize_linears
 from ftrt.testing.toy_model import batch_for, loss_of, outputs_of
@@ -42,9 +43,9 @@ class TrainingRun:
             torch.manual_seed(STEP_SEED + self.steps)
             loss_of(self.model, self.batch).backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
-            self.optimizer.zero_grad()
             self.steps += 1
             self.method.on_step(self.model, self.steps, self.total_steps)
+            self.optimizer.zero_grad()
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Subject(ABC):
     method_class: type[Method]
     options: Mapping[str, Any]
     model: nn.Module
+    task_type: str | None = None
 
     @property
     def batch(self) -> Tensor:
@@ -76,7 +78,10 @@ class Subject(ABC):
         if dtype is not None:
             base = base.to(dtype)
         if int8:
-            quantize_linears(base, "per_channel", [], compute=compute)
+            # a task's own modules are trained whole, which int8 cannot be
+            whole = TASK_MODULES.get(self.task_type or "", ())
+            skip = [name for name in whole if hasattr(base, name)]
+            quantize_linears(base, "per_channel", skip, compute=compute)
         return base
 
     @abstractmethod
@@ -98,6 +103,15 @@ class Subject(ABC):
         torch.manual_seed(BUILD_SEED)
         method = self.method()
         return self.attach(base if base is not None else self.base(), method).eval(), method
+
+    def hand_over(
+        self, model: nn.Module, method: Method, again: nn.Module, again_method: Method
+    ) -> None:
+        """Give the resumed method what the interrupted one would have left in a checkpoint."""
+        state = method.training_state(model)
+        if state:
+            whole = {name: tensor.detach().contiguous() for name, tensor in state.items()}
+            again_method.load_training_state(again, load(save(whole)))
 
     def run(self, model: nn.Module, method: Method, total_steps: int) -> TrainingRun:
         """A training run that has not started."""
@@ -123,7 +137,7 @@ class AdapterSubject(Subject):
 
     def attach(self, base: nn.Module, method: Method) -> nn.Module:
         """Wrap `base` as a `PeftModel`."""
-        return peft_bridge.wrap(base, method)
+        return peft_bridge.wrap(base, method, task_type=self.task_type)
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """PEFT's adapter files."""
@@ -163,8 +177,11 @@ class ModelSubject(Subject):
 
 
 def subject_of(
-    method_class: type[Method], options: Mapping[str, Any] | None, model: nn.Module
+    method_class: type[Method],
+    options: Mapping[str, Any] | None,
+    model: nn.Module,
+    task_type: str | None = None,
 ) -> Subject:
     """The subject that fits the method's contract."""
     kind = ModelSubject if issubclass(method_class, ModelMethod) else AdapterSubject
-    return kind(method_class, dict(options or {}), model)
+    return kind(method_class, dict(options or {}), model, task_type)

@@ -1,6 +1,6 @@
-"""`check_method`: everything a fine-tuning method promises, tried on a small model."""
+"""Everything a fine-tuning method promises, tried on a small model."""
 
-__all__ = ["check_method"]
+__all__ = ["check_method", "try_method"]
 
 import random
 import warnings
@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from ftrt.api import LinearMethod, Method, ModelMethod, PeftMethod
-from ftrt.testing.claims import require_claims
+from ftrt.testing.claims import require_claims, try_claims
 from ftrt.testing.method_adapter_claims import ADAPTER_CLAIMS, runs_on_int8, runs_on_w8a8
-from ftrt.testing.method_claims import COMMON_CLAIMS, CONTRACT_CLAIMS
-from ftrt.testing.method_subjects import subject_of
+from ftrt.testing.method_claims import COMMON_CLAIMS, CONTRACT_CLAIMS, Claim
+from ftrt.testing.method_subjects import Subject, subject_of
 from ftrt.testing.toy_model import ToyModel
 
 MODEL_SEED = 0
@@ -27,6 +27,7 @@ def check_method(
     options: Mapping[str, Any] | None = None,
     *,
     model: nn.Module | None = None,
+    task_type: str | None = None,
 ) -> None:
     """Try every claim of the method contract and say which ones fail.
 
@@ -44,25 +45,65 @@ def check_method(
         model: a float32 model called as `model(input_ids)` that returns logits or an object with
             `.logits`; copied, never changed. A toy model with linear layers of 32, 48 and 4
             features if None.
+        task_type: PEFT's task type, say "CAUSAL_LM"; prompts are only put before the tokens of a
+            model whose task PEFT knows.
 
     Raises:
         AssertionError: one line for each claim that fails.
     """
+    subject = _subject(method_class, options, model, task_type)
+    with _prepared():
+        require_claims(method_class.__name__, subject, CONTRACT_CLAIMS)
+        require_claims(method_class.__name__, subject, _claims(method_class))
+
+
+def try_method(
+    method_class: type[Method],
+    options: Mapping[str, Any] | None = None,
+    *,
+    model: nn.Module | None = None,
+    task_type: str | None = None,
+) -> dict[str, str | None]:
+    """The claims of `check_method` by name: None where one holds, else why it fails.
+
+    For tables of what works. Args are those of `check_method`.
+    """
+    subject = _subject(method_class, options, model, task_type)
+    with _prepared():
+        return try_claims(subject, (*CONTRACT_CLAIMS, *_claims(method_class)))
+
+
+def _subject(
+    method_class: type[Method],
+    options: Mapping[str, Any] | None,
+    model: nn.Module | None,
+    task_type: str | None,
+) -> Subject:
     contracts = (LinearMethod, PeftMethod, ModelMethod)
     if not (isinstance(method_class, type) and issubclass(method_class, contracts)):
         names = ", ".join(contract.__name__ for contract in contracts)
         raise AssertionError(f"{method_class!r}: must be a class that derives from one of {names}")
+    if model is None:
+        with torch.random.fork_rng():
+            torch.manual_seed(MODEL_SEED)
+            model = ToyModel()
+    return subject_of(method_class, options, model, task_type)
+
+
+def _claims(method_class: type[Method]) -> tuple[Claim, ...]:
+    extra = () if issubclass(method_class, ModelMethod) else ADAPTER_CLAIMS
+    return (*COMMON_CLAIMS, runs_on_int8, runs_on_w8a8, *extra)
+
+
+@contextmanager
+def _prepared() -> Iterator[None]:
     with _private_random_state(), warnings.catch_warnings():
         # PEFT warns about models that are not transformers' and about adapters that go
         warnings.simplefilter("ignore")
         torch.manual_seed(MODEL_SEED)
         # a toy model gains nothing from threads, and sums come out the same on every machine
         torch.set_num_threads(1)
-        subject = subject_of(method_class, options, ToyModel() if model is None else model)
-        require_claims(method_class.__name__, subject, CONTRACT_CLAIMS)
-        extra = () if issubclass(method_class, ModelMethod) else ADAPTER_CLAIMS
-        claims = (*COMMON_CLAIMS, runs_on_int8, runs_on_w8a8, *extra)
-        require_claims(method_class.__name__, subject, claims)
+        yield
 
 
 @contextmanager

@@ -20,6 +20,7 @@ CONTRACTS = {
         api.Method,
         api.LinearMethod,
         api.LinearAdapter,
+        api.Setting,
     ),
     "Methods that PEFT has: `PeftMethod`": (api.PeftMethod,),
     "Methods that train the model's own weights: `ModelMethod`": (api.ModelMethod,),
