@@ -18,15 +18,14 @@ __all__ = [
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from ftrt.kernels.backend import Grid
-from ftrt.kernels.kernel import Kernel
+from ftrt.kernels.kernel import Kernel, source_folder
 from ftrt.kernels.signature import Signature
 
 FORWARD, BACKWARD = 0, 1
 
-_FOLDER = Path(__file__).parents[2] / "csrc" / "cuda"
+_FOLDER = source_folder()
 _ELEMENTS = ("float32", "float16", "bfloat16")
 
 # Bytes of the depth that a stage holds of each row and column.
