@@ -39,20 +39,19 @@ BUILD = Path(__file__).parents[3] / "build" / "emulation"
 
 # The flags below are gcc's, from version 12 on.
 _COMPILER = "g++"
-_SHARED_FLAGS = ("-std=c++17", "-fPIC", "-shared", "-Wl,-z,defs")
-_RUNTIME_FLAGS = (*_SHARED_FLAGS, "-O3", "-Wall", "-Wextra", "-Werror")
+_RUNTIME_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-Wall", "-Wextra", "-Werror")
 _KERNEL_FLAGS = (
     # Calls functions of the runtime for each access to memory, and where a kernel does what is
     # undefined; no library of the sanitizers is linked.
-    *("-fsanitize=kernel-address", "--param=asan-instrumentation-with-call-threshold=0"),
-    *("--param=asan-stack=0", "--param=asan-globals=0"),
+    *("-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"),
     "-fsanitize=alignment,null,bounds,shift,signed-integer-overflow,integer-divide-by-zero,"
     "float-cast-overflow",
     # Variables without a value hold 0xfe bytes; a thread's stack is no larger than fiber.h says.
     *("-ftrivial-auto-var-init=pattern", "-Werror=frame-larger-than=131072"),
-    *(*_SHARED_FLAGS, "-O1", "-g1", "-fvisibility=hidden", "-ffp-contract=off"),
+    *("-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"),
     "-Wno-unknown-pragmas",
 )
+_LINK_FLAGS = ("-shared", "-Wl,-z,defs")
 
 
 class EmulationError(Exception):
@@ -238,17 +237,23 @@ def _load(kernel: Kernel, arch: tuple[int, int]) -> ctypes.CDLL:
 
 
 def _runtime_path() -> Path:
-    sources = sorted(EMULATION.glob("*.cpp"))
-    command = [_COMPILER, *_RUNTIME_FLAGS, *map(str, sources)]
-    parts = [*_RUNTIME_FLAGS, *(p.read_text() for p in sorted(EMULATION.iterdir()))]
-    return _build("runtime", parts, lambda folder: command, "libftrt_emulation.so")
+    sources = sorted(map(str, EMULATION.glob("*.cpp")))
+    objects = [f"{Path(source).stem}.o" for source in sources]
+    texts = [path.read_text() for path in sorted(EMULATION.iterdir())]
+
+    def build(folder: Path, output: str) -> None:
+        soname = f"-Wl,-soname,{output}"
+        _run_compiler("emulation", [*_RUNTIME_FLAGS, "-c", *sources], folder)
+        _run_compiler("emulation", [*_LINK_FLAGS, soname, *objects, "-o", output], folder)
+
+    return _built("emulation", (*_RUNTIME_FLAGS, *_LINK_FLAGS, *texts), build)
 
 
 def _kernel_path(kernel: Kernel, arch: tuple[int, int]) -> Path:
     runtime = _runtime_path()
-    options = (*kernel.options, f"-D__CUDA_ARCH__={arch[0]}{arch[1]}0")
+    flags = (*_KERNEL_FLAGS, *kernel.options, f"-D__CUDA_ARCH__={arch[0]}{arch[1]}0")
 
-    def prepare(folder: Path) -> list[str]:
+    def build(folder: Path, output: str) -> None:
         texts = {"types.cuh": (CUDA / "types.cuh").read_text(), **kernel.headers()}
         texts["ptx.cuh"] = (EMULATION / "ptx.cuh").read_text()
         texts[kernel.source.name] = kernel.source.read_text()
@@ -258,22 +263,24 @@ def _kernel_path(kernel: Kernel, arch: tuple[int, int]) -> Path:
         )
         for name, text in texts.items():
             (folder / name).write_text(text)
-        link = ("-I", str(EMULATION), str(runtime), f"-Wl,-rpath,$ORIGIN/../{runtime.parent.name}")
-        return [_COMPILER, *_KERNEL_FLAGS, *options, "main.cpp", *link]
+        compiling = [*flags, "-I", str(EMULATION), "-c", "main.cpp"]
+        _run_compiler(kernel.label, compiling, folder)
+        rpath = f"-Wl,-rpath,$ORIGIN/../{runtime.parent.name}"
+        linking = [*_LINK_FLAGS, "main.o", str(runtime), rpath, "-o", output]
+        _run_compiler(kernel.label, linking, folder)
 
-    parts = (kernel.source_hash(), kernel.label, *options, *_KERNEL_FLAGS, runtime.parent.name)
-    return _build(kernel.name, parts, prepare, "kernel.so")
+    parts = (kernel.source_hash(), kernel.name, *flags, *_LINK_FLAGS, runtime.parent.name)
+    return _built(kernel.name, parts, build)
 
 
-def _build(
-    name: str, parts: Iterable[str], prepare: Callable[[Path], list[str]], output: str
-) -> Path:
-    """`output` of the compiler command that `prepare` returns, run in a folder that it fills.
+def _built(name: str, parts: Iterable[str], build: Callable[[Path, str], None]) -> Path:
+    """The shared object that `build` makes in a folder of its own, which is named after `parts`.
 
-    The folder is named after the hash of `parts`; one process builds it, others wait.
+    It stays there for later; one process builds it, others wait.
     """
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     folder = BUILD / f"{name}-{digest[:24]}"
+    output = f"lib{name}.so"
     if (folder / output).exists():
         return folder / output
     BUILD.mkdir(parents=True, exist_ok=True)
@@ -283,8 +290,7 @@ def _build(
             return folder / output
         work = Path(tempfile.mkdtemp(dir=BUILD, prefix="building-"))
         try:
-            command = [*prepare(work), f"-Wl,-soname,{output}", "-o", output]
-            _run_compiler(name, command, work)
+            build(work, output)
             shutil.rmtree(folder, ignore_errors=True)
             work.rename(folder)
         finally:
@@ -292,10 +298,11 @@ def _build(
     return folder / output
 
 
-def _run_compiler(name: str, command: list[str], folder: Path) -> None:
+def _run_compiler(name: str, arguments: list[str], folder: Path) -> None:
     try:
+        command = [_COMPILER, *arguments]
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     except FileNotFoundError as error:
-        raise EmulationError(f"{name}: the emulation needs {command[0]}: {error}") from None
+        raise EmulationError(f"{name}: the emulation needs {_COMPILER}: {error}") from None
     if result.returncode != 0:
-        raise EmulationError(f"{name}: {command[0]} says\n{result.stderr}")
+        raise EmulationError(f"{name}: {_COMPILER} says\n{result.stderr}")

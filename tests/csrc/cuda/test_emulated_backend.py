@@ -108,7 +108,9 @@ def test_tensors_elsewhere_are_refused(add_one):
 
 def test_what_the_compiler_refuses_is_shown(add_one):
     add_one.source.write_text(ADD_ONE.replace("zeros +", "threadIdx.x +"))
-    with pytest.raises(EmulationError, match=r"add_one: .*\n(.*\n)*.*add_one\.cu:8:.*threadIdx"):
+    with pytest.raises(
+        EmulationError, match=r"add_one\[.*\]: .*\n(.*\n)*.*add_one\.cu:8:.*threadIdx"
+    ):
         run(add_one, torch.zeros(70), torch.zeros(70))
 
 
@@ -131,7 +133,9 @@ def test_what_has_no_value_is_not_zero(tmp_path):
 def test_a_missing_compiler_is_named(add_one, monkeypatch):
     monkeypatch.setattr(emulated, "_COMPILER", "no-such-compiler")
     kernel = add_one.variant(FTRT_MORE="3.0f")
-    with pytest.raises(EmulationError, match="add_one: the emulation needs no-such-compiler: "):
+    with pytest.raises(
+        EmulationError, match=r"add_one\[.*\]: the emulation needs no-such-compiler: "
+    ):
         run(kernel, torch.zeros(70), torch.zeros(70))
 
 
@@ -169,7 +173,7 @@ assert (y == 1.75).all()
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     printed = [process.communicate()[0] for process in started]
     assert [process.returncode for process in started] == [0, 0]
-    assert "".join(printed).count("compiles") == 2, "the emulation and the kernel"
+    assert "".join(printed).count("compiles") == 4, "and links, the emulation and the kernel"
 
 
 EXCHANGES = """

@@ -264,7 +264,7 @@ GLOBAL = {
         "if (ptx::block_index_x() == 0) y[i + 64] = 1.0f;",
     ),
     "a write to what is const": (
-        "const_cast<float*>(x)[i] = 1.0f;",
+        "const_cast<float*>(x)[i] += 1.0f;",
         rf"write at {PLACE}: byte \d+ of argument 1, which is a pointer to const",
         "if (ptx::block_index_x() == 0) y[i] = 1.0f;",
     ),

@@ -146,26 +146,31 @@ void check(uintptr_t address, unsigned long bytes, bool write, const void* from)
 }  // namespace
 }  // namespace emulation
 
-// What the compiler calls at each access to memory under -fsanitize=kernel-address.
+// What the compiler calls at each access to memory that is not a thread's own, under
+// -fsanitize=thread. (The calls of -fsanitize=address leave out a write behind a read of the same.)
 extern "C" {
-#define ACCESS(bytes)                                                     \
-  void __asan_load##bytes##_noabort(uintptr_t address) {                  \
+#define ACCESS(name, bytes)                                               \
+  void __tsan_##name##read##bytes(uintptr_t address) {                    \
     emulation::check(address, bytes, false, __builtin_return_address(0)); \
   }                                                                       \
-  void __asan_store##bytes##_noabort(uintptr_t address) {                 \
+  void __tsan_##name##write##bytes(uintptr_t address) {                   \
     emulation::check(address, bytes, true, __builtin_return_address(0));  \
   }
-ACCESS(1)
-ACCESS(2)
-ACCESS(4)
-ACCESS(8)
-ACCESS(16)
+ACCESS(, 1)
+ACCESS(, 2)
+ACCESS(, 4)
+ACCESS(, 8)
+ACCESS(, 16)
+ACCESS(unaligned_, 2)
+ACCESS(unaligned_, 4)
+ACCESS(unaligned_, 8)
+ACCESS(unaligned_, 16)
 
-void __asan_loadN_noabort(uintptr_t address, unsigned long bytes) {
+void __tsan_read_range(uintptr_t address, unsigned long bytes) {
   emulation::check(address, bytes, false, __builtin_return_address(0));
 }
-void __asan_storeN_noabort(uintptr_t address, unsigned long bytes) {
+void __tsan_write_range(uintptr_t address, unsigned long bytes) {
   emulation::check(address, bytes, true, __builtin_return_address(0));
 }
-void __asan_handle_no_return() {}
+void __tsan_init() {}
 }

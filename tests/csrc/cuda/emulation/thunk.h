@@ -48,7 +48,7 @@ struct Entry {
 
   // The parameters lie outside of what a kernel may touch.
   template <typename T>
-  __attribute__((no_sanitize("kernel-address"))) static T take(const unsigned char* parameters,
+  __attribute__((no_sanitize("thread"))) static T take(const unsigned char* parameters,
                                                                size_t* offset) {
     *offset = (*offset + sizeof(T) - 1) / sizeof(T) * sizeof(T);
     T value;
