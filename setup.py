@@ -6,6 +6,10 @@
     `1`     build it, and fail if that fails;
     `0`     leave it out.
 `CXX` names the compiler.
+
+CUDA kernels are compiled where they run, so a wheel has their sources, from csrc/cuda, and nothing
+of CUDA is needed to build it. `FTRT_BUILD_BUNDLE` names a bundle that `ftrt kernels build` has
+written, a folder or a file, for the wheel to have it too.
 """
 
 import importlib.util
@@ -23,6 +27,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
@@ -272,6 +277,28 @@ class BuildExtension(build_ext):
             )
 
 
+class BuildPackage(build_py):
+    """Puts the CUDA kernels into the package, where an installed `ftrt.kernels` looks for them. An
+    editable install reads csrc/cuda itself."""
+
+    def run(self) -> None:
+        super().run()
+        bundle = os.environ.get("FTRT_BUILD_BUNDLE")
+        if bundle and not Path(bundle).exists():
+            raise SystemExit(f"FTRT_BUILD_BUNDLE: must be a folder or a file; got {bundle!r}")
+        if self.editable_mode:
+            return
+        package = Path(self.build_lib) / "ftrt" / "kernels"
+        for left in (package / "cuda", package / "bundle"):  # by an earlier build
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        (package / "cuda").mkdir(parents=True)
+        for source in sorted((CSRC / "cuda").glob("*.cu*")):
+            shutil.copyfile(source, package / "cuda" / source.name)
+        if bundle:
+            copy = shutil.copytree if Path(bundle).is_dir() else shutil.copyfile
+            copy(bundle, package / "bundle")
+
+
 def extensions() -> list[Extension]:
     wanted = os.environ.get("FTRT_BUILD", "")
     if wanted not in ("", "0", "1"):
@@ -280,4 +307,6 @@ def extensions() -> list[Extension]:
 
 
 if __name__ == "__main__":  # tests/csrc imports the flags
-    setup(ext_modules=extensions(), cmdclass={"build_ext": BuildExtension})
+    setup(
+        ext_modules=extensions(), cmdclass={"build_ext": BuildExtension, "build_py": BuildPackage}
+    )

@@ -29,8 +29,18 @@ def cache_dir() -> Path:
 
 
 def kernel_cache_dir() -> Path:
-    """Where compiled CUDA kernels are kept: `kernels` in `cache_dir()`; not created here."""
-    return cache_dir() / "kernels"
+    """Where compiled CUDA kernels are kept: `kernels` in `cache_dir()`; not created here.
+
+    Raises:
+        ConfigError: nothing names a folder, and the user has no home.
+    """
+    try:
+        return cache_dir() / "kernels"
+    except RuntimeError as error:
+        raise ConfigError(
+            "FTRT_CACHE_DIR: must name a folder where the user has no home; it is not set"
+            f" ({error})"
+        ) from None
 
 
 def kernel_bundle() -> Path | None:

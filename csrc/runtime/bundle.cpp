@@ -11,6 +11,7 @@ namespace ftrt::cuda {
 namespace {
 
 constexpr const char* kSuffix = ".cubin";
+constexpr unsigned kForEverybody = 0666;
 
 bool is_folder(const std::string& path) {
   struct stat facts;
@@ -69,13 +70,13 @@ void write_bundle(const std::string& path, const std::vector<Entry>& entries) {
   if (!is_folder(path) && std::filesystem::path(path).has_extension()) {
     std::string bytes;
     for (const Entry& entry : entries) bytes += encode_entry(entry);
-    write_file(folder_of(path), name_of(path), bytes);
+    write_file(folder_of(path), name_of(path), bytes, kForEverybody);
     return;
   }
   std::filesystem::create_directories(path);
   const Descriptor folder = open_folder(path);
   for (const Entry& entry : entries) {
-    write_file(folder, entry.key + kSuffix, encode_entry(entry));
+    write_file(folder, entry.key + kSuffix, encode_entry(entry), kForEverybody);
   }
 }
 

@@ -76,7 +76,7 @@ class Slot {
   void remove_lock() const { unlinkat(folder_.get(), (name_ + ".lock").c_str(), 0); }
 
   // Throws std::system_error.
-  void store(const Entry& entry) const { write_file(folder_, name_, encode_entry(entry)); }
+  void store(const Entry& entry) const { write_file(folder_, name_, encode_entry(entry), 0600); }
 
   void sweep() const { sweep_temporary(folder_, name_); }
 

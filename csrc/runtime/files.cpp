@@ -89,14 +89,15 @@ std::optional<std::string> read_file(const Descriptor& folder, const std::string
   return bytes;
 }
 
-void write_file(const Descriptor& folder, const std::string& name, std::string_view bytes) {
+void write_file(const Descriptor& folder, const std::string& name, std::string_view bytes,
+                unsigned mode) {
   static std::atomic<unsigned> counter{0};  // tells the threads of a process apart
   const std::string temporary =
       name + "." + std::to_string(getpid()) + "-" + std::to_string(counter++) + kTemporary;
   // One with this name was left by a process that had our id.
   unlinkat(folder.get(), temporary.c_str(), 0);
   const Descriptor file(openat(folder.get(), temporary.c_str(),
-                               O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
+                               O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, mode));
   if (!file.is_open()) fail(temporary);
   try {
     write_all(file, temporary, bytes);

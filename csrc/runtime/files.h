@@ -36,7 +36,10 @@ std::optional<std::string> read_file(const Descriptor& folder, const std::string
 
 // Puts a file into `folder` under its name, or leaves the folder as it was: writes another, named
 // `name`.<process>.tmp, makes it durable and renames it. Throws std::system_error.
-void write_file(const Descriptor& folder, const std::string& name, std::string_view bytes);
+// Args:
+//   mode: permissions, less those that the umask takes.
+void write_file(const Descriptor& folder, const std::string& name, std::string_view bytes,
+                unsigned mode);
 
 // Removes what a killed write_file() has left: temporary files of `name`, whose writer must hold
 // the lock that the caller does, and any that are an hour old.

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ftrt import config
-from ftrt.errors import UnsupportedError
+from ftrt.errors import ConfigError, UnsupportedError
 from ftrt.kernels.kernel import Kernel
 from ftrt.kernels.native import USE_REFERENCE, native
 from ftrt.kernels.nvrtc import open_nvrtc
@@ -158,11 +158,15 @@ def _from_bundles(kernel: Kernel, arch: str, notes: list[str]) -> Cubin | None:
 
 
 def _from_cache_or_compiler(kernel: Kernel, arch: str, notes: list[str]) -> Cubin:
+    folder = _cache_folder(notes)
+    if folder is None:
+        image, _ = compile_kernel(kernel, arch)
+        return Cubin(image, arch, open_nvrtc().version, "compiled", tuple(notes))
     entry, was_compiled, log, said = native().compile_cached(
         _source(kernel),
         arch,
         label=f"{kernel.label} sm_{arch}",
-        folder=str(config.kernel_cache_dir()),
+        folder=folder,
         is_leader=config.local_rank() == 0,
         leader_seconds=LEADER_SECONDS,
         lock_seconds=LOCK_SECONDS,
@@ -176,13 +180,13 @@ def _from_cache_or_compiler(kernel: Kernel, arch: str, notes: list[str]) -> Cubi
 def _without_compiler(
     kernel: Kernel, arch: str, notes: list[str], reason: UnsupportedError
 ) -> Cubin:
-    folder = config.kernel_cache_dir()
+    folder = _cache_folder(notes)
     capability = _capability(arch)
     older = [one for one in kernel.arches if one != arch and _runs_on(one, capability)]
     for candidate in (arch, *sorted(older, key=_capability, reverse=True)):
         found = _from_bundles(kernel, candidate, notes)
-        if found is None:
-            entry, said = native().find_in_cache(str(folder), kernel_key(kernel, candidate))
+        if found is None and folder is not None:
+            entry, said = native().find_in_cache(folder, kernel_key(kernel, candidate))
             notes += said
             if entry is not None:
                 found = Cubin(entry["image"], candidate, entry["compiler"], "cache", tuple(notes))
@@ -195,11 +199,19 @@ def _without_compiler(
         if found is not None:
             return found
     said_before = "".join(f". {note}" for note in notes)
-    bundles = ", ".join(map(str, bundle_paths())) or "no bundle"
+    places = ", ".join([*map(str, bundle_paths()), *([folder] if folder else [])]) or "no place"
     raise UnsupportedError(
-        f"{kernel.label}: must be compiled for sm_{arch}, and {bundles} and {folder} do not have"
-        f" it; {reason}{said_before}. {USE_REFERENCE}"
+        f"{kernel.label}: must be compiled for sm_{arch}; got it neither from a compiler nor"
+        f" compiled from {places}. {reason}{said_before}. {USE_REFERENCE}"
     )
+
+
+def _cache_folder(notes: list[str]) -> str | None:
+    try:
+        return str(config.kernel_cache_dir())
+    except ConfigError as error:
+        notes.append(f"kernel cache: each process compiles its own. {error}")
+        return None
 
 
 def _capability(arch: str) -> tuple[int, int]:

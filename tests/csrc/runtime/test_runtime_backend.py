@@ -229,14 +229,37 @@ def test_without_compiler_cache_and_bundle_the_fix_is_told(use, tmp_path):
     kind, text = use(code, FTRT_NVRTC="/nowhere.so", FTRT_CACHE_DIR=str(tmp_path / "c"))
     assert kind == "UnsupportedError"
     assert text.startswith(
-        f"twice: must be compiled for sm_90a, and no bundle and {tmp_path}/c/kernels do not have"
-        " it; NVRTC: libnvrtc must load; got /nowhere.so: cannot open shared object file"
+        "twice: must be compiled for sm_90a; got it neither from a compiler nor compiled from"
+        f" {tmp_path}/c/kernels. NVRTC: libnvrtc must load; got /nowhere.so: cannot open shared"
+        " object file"
     )
     assert text.endswith(
         ". Install NVRTC of CUDA 12 or older, as the driver is, say `pip install"
         " nvidia-cuda-nvrtc-cu12`, or name the library with FTRT_NVRTC. FTRT_CUDA=reference in the"
         " environment computes with torch's own ops instead"
     )
+
+
+def test_a_user_without_a_home_compiles_in_memory(use):
+    code = """
+from pathlib import Path
+def home():
+    raise RuntimeError("Could not determine home directory.")
+Path.home = home
+del os.environ["FTRT_CACHE_DIR"]
+from ftrt.kernels.cubins import find_cubin
+cubin = find_cubin(KERNEL, "80")
+result = [cubin.origin, cubin.notes, error_of(lambda: find_cubin(KERNEL, "80"))]
+"""
+    note = (
+        "kernel cache: each process compiles its own. FTRT_CACHE_DIR: must name a folder where the"
+        " user has no home; it is not set (Could not determine home directory.)"
+    )
+    assert use(code) == ["compiled", [note], None]
+    code = code.replace("cubin.origin, cubin.notes", "0").replace("cubin = ", "#")
+    _, (kind, text) = use(code, FTRT_NVRTC="/nowhere.so")
+    assert kind == "UnsupportedError" and "nor compiled from no place. NVRTC: " in text
+    assert note in text
 
 
 def test_without_a_compiler_the_cache_will_do(use, compilations):
