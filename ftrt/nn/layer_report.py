@@ -5,10 +5,11 @@ __all__ = ["LayerReport", "layer_report", "summarize"]
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 from torch import nn
 
+from ftrt.errors import CheckpointError
 from ftrt.ops import implementation_report
 from ftrt.quantization.int8_layers import base_name
 from ftrt.quantization.int8_linear import Int8Linear
@@ -37,8 +38,8 @@ class LayerReport:
             the fused op), "peft" (PEFT's own forward), or "none".
         compute: "w8a8", "w8a16", or "float" for a float base.
         outliers: columns of x that w8a8 multiplies in float.
-        implementation: the instruction set, or "reference", of the op that computes the layer on
-            its device; "torch" where torch's own linear does.
+        implementation: the instruction set, "cuda" or "reference", of the op that computes the
+            layer on its device; "torch" where torch's own linear does.
         error: relative error of w8a8 against w8a16 that calibration measured, or None.
         reason: why this `compute`, where calibration chose it.
         adapter_reason: why the adapter is not in the fused op; empty where it is, or is a plugin's.
@@ -59,6 +60,35 @@ class LayerReport:
     def to_json(self) -> dict[str, Any]:
         """Its fields as JSON values."""
         return {**asdict(self), "outliers": list(self.outliers)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], *, where: str = "layers") -> Self:
+        """What `to_json` wrote; keys it does not know are passed over.
+
+        Args:
+            values: the JSON object.
+            where: how an error names what it was read from.
+
+        Raises:
+            CheckpointError: a value is not what `to_json` writes.
+        """
+        known = {key: values[key] for key in cls.__dataclass_fields__ if key in values}
+        texts = ("name", "kind", "adapter", "compute", "implementation")
+        reasons = ("reason", "adapter_reason")
+        errors = ("error_before", "error", "gradient_error")
+        outliers = known.get("outliers")
+        is_whole = (
+            all(isinstance(known.get(key), str) for key in texts)
+            and all(isinstance(known.get(key, ""), str) for key in reasons)
+            and all(isinstance(known.get(key), int | float | None) for key in errors)
+            and isinstance(outliers, list)
+        )
+        if not is_whole or not isinstance(outliers, list):
+            raise CheckpointError(
+                f"{where}: each layer must say what it computes, as ftrt writes it; got"
+                f" {dict(values)}"
+            )
+        return cls(**{**known, "outliers": tuple(outliers)})
 
 
 def layer_report(model: nn.Module) -> list[LayerReport]:
@@ -98,9 +128,9 @@ def _path_of(module: nn.Module) -> tuple[Adapter, str]:
 
 
 def _describe(name: str, base: nn.Module, adapter: Adapter, reason: str) -> LayerReport:
-    implementations = implementation_report() if _is_on_cpu(base) else {}
+    implementations = implementation_report(_device_type(base))
     if not isinstance(base, Int8Linear):
-        runs = implementations.get("lora_linear", "reference") if adapter == "fused" else "torch"
+        runs = implementations["lora_linear"] if adapter == "fused" else "torch"
         return LayerReport(name, "float", adapter, "float", (), runs, adapter_reason=reason)
     op = "int8_lora_linear" if adapter == "fused" else "int8_linear"
     choice = base.choice
@@ -110,7 +140,7 @@ def _describe(name: str, base: nn.Module, adapter: Adapter, reason: str) -> Laye
         adapter=adapter,
         compute=base.compute,
         outliers=base.outlier_columns,
-        implementation=implementations.get(op, "reference"),
+        implementation=implementations[op],
         error_before=choice.error_before if choice else None,
         error=choice.error if choice else None,
         gradient_error=choice.gradient_error if choice else None,
@@ -119,6 +149,6 @@ def _describe(name: str, base: nn.Module, adapter: Adapter, reason: str) -> Laye
     )
 
 
-def _is_on_cpu(layer: nn.Module) -> bool:
+def _device_type(layer: nn.Module) -> str:
     weight = getattr(layer, "weight", None)
-    return weight is not None and weight.device.type == "cpu"
+    return "meta" if weight is None else weight.device.type

@@ -5,9 +5,16 @@ Source: LoRA, Hu et al. 2021, https://arxiv.org/abs/2106.09685, equation 3, on t
 LLM.int8, Dettmers et al. 2022, section 2.1, https://arxiv.org/abs/2208.07339.
 """
 
-__all__ = ["backward_operands", "forward_operands", "int8_lora_linear"]
+__all__ = [
+    "backward_operands",
+    "forward_operands",
+    "gradients",
+    "int8_lora_linear",
+    "save_for_gradients",
+]
 
 import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -243,47 +250,55 @@ def _backward_fake(
 
 
 def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, xq, xscale, qweight, scale, bias, a, b, scaling, outliers, dropout, seed = inputs
+    x, xq, xscale, *layer = inputs
+    ctx.mark_non_differentiable(output[1])
+    save_for_gradients(ctx, x, xq, xscale, output[1], layer)
+
+
+def save_for_gradients(
+    ctx: Any,
+    x: Tensor,
+    xq: Tensor | None,
+    xscale: Tensor | None,
+    hidden: Tensor,
+    layer: Sequence[Any],
+) -> None:
+    """Keep in `ctx` what `gradients` needs.
+
+    Args:
+        layer: qweight to seed, in the order of `ftrt::int8_lora_linear`.
+    """
+    qweight, scale, bias, a, b, scaling, outliers, dropout, seed = layer
     check_frozen_scale(_FORWARD, scale)
-    hidden = output[1]
-    ctx.mark_non_differentiable(hidden)
     ctx.set_materialize_grads(False)
     # x is needed for the gradient of a alone, and w8a8 has it as xq.
-    x = x if a.requires_grad and xq is None else None
+    x_of_a = x if a.requires_grad and xq is None else None
     xq = xq if a.requires_grad else None
-    ctx.save_for_backward(x, xq, xscale, hidden, qweight, scale, a, b, outliers, seed)
+    ctx.save_for_backward(x_of_a, xq, xscale, hidden, qweight, scale, a, b, outliers, seed)
     ctx.scaling, ctx.dropout = scaling, dropout
     ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def gradients(
+    ctx: Any, grad: Tensor, needs: tuple[bool, bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Of x, bias, a and b, None where they are not needed."""
+    x, xq, xscale, hidden, qweight, scale, a, b, outliers, seed = ctx.saved_tensors
+    need_x, need_bias, need_a, need_b = needs
+    dx = da = db = dbias = None
+    if need_x or need_a or need_b:
+        first = (grad, x, xq, xscale, hidden, qweight, scale, a, b, ctx.scaling, outliers)
+        dx, da, db = _backward(*first, ctx.dropout, seed, need_x, need_a, need_b)
+    if need_bias:
+        dbias = bias_gradient(grad, ctx.bias_dtype)
+    return dx if need_x else None, dbias, da if need_a else None, db if need_b else None
 
 
 def _forward_backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 12
-    x, xq, xscale, hidden, qweight, scale, a, b, outliers, seed = ctx.saved_tensors
     need_x, need_bias, need_a, need_b = (ctx.needs_input_grad[i] for i in (0, 5, 6, 7))
-    dx = da = db = dbias = None
-    if need_x or need_a or need_b:
-        dx, da, db = _backward(
-            grad,
-            x,
-            xq,
-            xscale,
-            hidden,
-            qweight,
-            scale,
-            a,
-            b,
-            ctx.scaling,
-            outliers,
-            ctx.dropout,
-            seed,
-            need_x,
-            need_a,
-            need_b,
-        )
-    if need_bias:
-        dbias = bias_gradient(grad, ctx.bias_dtype)
-    dx, da, db = dx if need_x else None, da if need_a else None, db if need_b else None
+    dx, dbias, da, db = gradients(ctx, grad, (need_x, need_bias, need_a, need_b))
     return dx, None, None, None, None, dbias, da, db, None, None, None, None
 
 

@@ -1,6 +1,7 @@
 """Operands of the ops, and what they compute in float64: oracles that share no code with them."""
 
 import functools
+import os
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,9 @@ SIZES = [(1, 1), (7, 65), (65, 7), (17, 111), (111, 64), (33, 129), (520, 40)]
 ROWS = [0, 1, 7, 17, 65, 111]
 RANKS = [1, 8, 16, 17, 64, 256]
 COMPUTES = ["float", "w8a16", "w8a8"]
-DTYPES = [torch.float32, torch.bfloat16]
+# What is tested: CUDA implementations if it is not empty, see tests/conftest.py.
+CUDA_PLACE = os.environ.get("FTRT_TEST_CUDA", "")
+DTYPES = [torch.float32, torch.bfloat16, *[torch.float16] * bool(CUDA_PLACE)]
 SCALING = 0.75
 
 

@@ -42,8 +42,8 @@ def test_values_are_those_of_float64(isa, shape, dtype):
 
 
 def test_bfloat16_is_rounded_once(isa):
-    if isa == "reference":
-        pytest.skip("the reference rounds the weight to bfloat16 first")
+    if isa in ("reference", "cuda"):
+        pytest.skip("a float product of matrices rounds the weight to bfloat16 first")
     qweight, scale, weight = weight_of(130, 770, 1)
     x = randn(65, 770, dtype=torch.bfloat16)
     y = int8_linear(x, qweight, scale)

@@ -105,10 +105,13 @@ def test_any_layout_of_everything_else(isa, compute):
 BOUNDS = {
     ("float", torch.float32): 1e-5,
     ("float", torch.bfloat16): 5e-3,
+    ("float", torch.float16): 1e-3,
     ("w8a16", torch.float32): 1e-5,
     ("w8a16", torch.bfloat16): 4e-3,
+    ("w8a16", torch.float16): 1e-3,
     ("w8a8", torch.float32): 1.5e-2,
     ("w8a8", torch.bfloat16): 1.5e-2,
+    ("w8a8", torch.float16): 1.5e-2,
 }
 
 

@@ -31,7 +31,9 @@ def int8_linear(x: Tensor, *arguments: Any) -> Tensor:
     if operands.xq is None:
         y = dequantized.linear(rows, operands.qweight, operands.scale, operands.bias)
     elif is_half(x) and operands.outliers is not None:
-        depth, left, right = outlier_operands(rows, operands.qweight, operands.outliers)
+        depth, left, right = outlier_operands(
+            rows, operands.qweight, operands.scale.shape[0], operands.outliers
+        )
         y = integer_linear(rows, operands, left=left, right=right, outlier_depth=depth)
     else:
         y = integer_linear(rows, operands)

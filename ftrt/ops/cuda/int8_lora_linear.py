@@ -20,7 +20,7 @@ from ftrt.ops.cuda.int8_linear import integer_gradient, integer_linear
 from ftrt.ops.cuda.operands import check_device, check_dtype, is_half, rows_of
 from ftrt.ops.cuda.product import Epilogue
 from ftrt.ops.cuda.quantize import quantize_rows
-from ftrt.ops.cuda.thin import gradient, padded, project, right_operand
+from ftrt.ops.cuda.thin import gradient, padded, project, right_operand, transposed_factor
 from ftrt.ops.int8_lora_linear import backward_operands, forward_operands
 from ftrt.ops.int8_product import Int8Operands, restore_rows
 from ftrt.ops.low_rank import Update
@@ -111,7 +111,7 @@ def _half_backward(
     if need_x or need_a:
         thin = project(
             grad,
-            update.b.t(),
+            transposed_factor(update.b, grad.dtype),
             quantizes=is_integer and need_x,
             scaling=update.scaling,
             column_scale=operands.scale[:, 0] if is_integer else None,

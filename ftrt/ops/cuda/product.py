@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from ftrt.kernels.backend import launch
-from ftrt.kernels.gemm import BACKWARD, FORWARD, scale_product, scale_product_grid, w8a8_gemm
+from ftrt.kernels.gemm import BACKWARD, FORWARD, scale_product_grid
 from ftrt.kernels.signature import Argument
 from ftrt.ops.cuda.choice import Product, gemm_tile, int8_product, product_chunks
 from ftrt.ops.cuda.dropping import KEEP_ALL, Dropping
 from ftrt.ops.cuda.operands import aligned_rows, device_of, element_of
+from ftrt.ops.cuda.variants import gemm_kernel, scale_kernel
 from ftrt.ops.cuda.weights import unpack
 
 
@@ -105,7 +106,7 @@ def multiply(q: Tensor, weight: Weight, epilogue: Epilogue, y: Tensor) -> Tensor
     tile = gemm_tile(device, rows=q.shape[0], columns=weight.columns)
     drops = epilogue.dropping.drops
     launch(
-        w8a8_gemm(element_of(y), weight.direction, tile, drops=drops),
+        gemm_kernel(element_of(y), weight.direction, tile, drops=drops),
         tile.grid(q.shape[0], weight.columns),
         tile.shared_bytes,
         q,
@@ -136,7 +137,7 @@ def _multiply_by_library(
     for first, end in chunks:
         result = _integers(q[first:end], matrix, product)
         launch(
-            scale_product(element_of(y), drops=drops),
+            scale_kernel(element_of(y), drops=drops),
             scale_product_grid(end - first, weight.columns),
             0,
             result,

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from ftrt.kernels.backend import launch
-from ftrt.kernels.catalog import QUANTIZE_ROWS, quantize_rows_grid, quantize_rows_shared_bytes
+from ftrt.kernels.catalog import quantize_rows_grid, quantize_rows_shared_bytes
 from ftrt.ops.checks import check_columns
 from ftrt.ops.cuda.operands import check_device, check_dtype, element_of, rows_of
+from ftrt.ops.cuda.variants import quantize_kernel
 from ftrt.ops.quantize_per_channel import check_matrix
 from ftrt.ops.quantize_per_token import check_input
 
@@ -50,10 +51,9 @@ def quantize_rows(
     q = x.new_empty((rows, features), dtype=torch.int8)
     scale = x.new_empty((rows,), dtype=torch.float32)
     count = 0 if outliers is None else outliers.shape[0]
-    element = element_of(x)
     launch(
-        QUANTIZE_ROWS.variant(FTRT_ELEMENT=element, FTRT_FRONT="none"),
-        quantize_rows_grid(rows, features, element),
+        quantize_kernel(x.dtype),
+        quantize_rows_grid(rows, features, element_of(x)),
         quantize_rows_shared_bytes(features, count),
         x,
         x.stride(0),

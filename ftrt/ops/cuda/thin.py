@@ -11,6 +11,7 @@ __all__ = [
     "padded",
     "project",
     "right_operand",
+    "transposed_factor",
 ]
 
 from dataclasses import dataclass
@@ -20,10 +21,6 @@ from torch import Tensor
 
 from ftrt.kernels.backend import launch
 from ftrt.kernels.catalog import (
-    ELEMENT_NAMES,
-    PACK_FACTOR,
-    QUANTIZE_PROJECT,
-    THIN_GRADIENT,
     pack_factor_grid,
     quantize_project_cached_features,
     quantize_project_grid,
@@ -33,8 +30,8 @@ from ftrt.kernels.catalog import (
     thin_gradient_shared_bytes,
 )
 from ftrt.ops.cuda.dropping import KEEP_ALL, Dropping
-from ftrt.ops.cuda.operands import aligned_rows, device_of, element_of
-from ftrt.ops.packing import DEPTH, PANEL
+from ftrt.ops.cuda.operands import aligned_rows, device_of, element_of, new_rows
+from ftrt.ops.cuda.variants import pack_factor_kernel, project_kernel, thin_gradient_kernel
 
 _MULTIPLE = 16
 
@@ -75,7 +72,8 @@ def project(
 
     Args:
         x: (rows, features) float16 or bfloat16, features side by side.
-        a: (rank, features), any float dtype and strides.
+        a: (rank, features), any float dtype and strides; copied if it has another dtype or rows
+            that do not start at multiples of 16 bytes.
         quantizes: whether q and scale are wanted.
         scaling: of `left` alone.
         column_scale: (features) float32, of q alone; None for 1.
@@ -91,7 +89,7 @@ def project(
     limit = device_of(x).shared_bytes
     cached = quantize_project_cached_features(features, count, limit) if quantizes else 0
     launch(
-        QUANTIZE_PROJECT.variant(FTRT_ELEMENT=element_of(x)),
+        project_kernel(x.dtype),
         quantize_project_grid(rows),
         quantize_project_shared_bytes(features, count, cached),
         x,
@@ -118,24 +116,24 @@ def project(
     return Projection(q, scale, hidden, left)
 
 
-def outlier_operands(x: Tensor, packed: Tensor, outliers: Tensor) -> tuple[int, Tensor, Tensor]:
+def outlier_operands(
+    x: Tensor, packed: Tensor, out_features: int, outliers: Tensor
+) -> tuple[int, Tensor, Tensor]:
     """Outlier columns alone, for a product without an update.
 
     Args:
         x: (rows, in_features), float16 or bfloat16.
-        packed: (⌈out_features / 16⌉, ⌈in_features / 4⌉, 16, 4) int8.
         outliers: (columns) int64.
 
     Returns:
-        Their padded number, left (rows, of those) and right (out_features rounded up to 16, of
-        those), in the dtype of x.
+        Their padded number, left (rows, of those) and right (out_features, of those), in the dtype
+        of x.
     """
     count = outliers.shape[0]
     left = x.new_zeros((x.shape[0], padded(count)))
     left[:, :count] = x.index_select(1, outliers)
-    right = x.new_zeros((packed.shape[0] * PANEL, padded(count)))
-    columns = packed[:, outliers // DEPTH, :, outliers % DEPTH]
-    right[:, :count] = columns.reshape(count, -1).t()
+    nothing = x.new_empty((out_features, 0))
+    right = right_operand(nothing, x.dtype, packed=packed, outliers=outliers)
     return padded(count), left, right
 
 
@@ -173,11 +171,10 @@ def gradient(
     shape = (columns, rank) if transpose else (rank, columns)
     sums = x.new_empty((grid[1], *shape), dtype=torch.float32)
     strides = (1, rank) if transpose else (columns, 1)
-    source = element_of(x)
     launch(
-        THIN_GRADIENT.variant(FTRT_INPUT=source, FTRT_ELEMENT=ELEMENT_NAMES[dtype]),
+        thin_gradient_kernel(x.dtype, dtype),
         grid,
-        thin_gradient_shared_bytes(rank, source),
+        thin_gradient_shared_bytes(rank, element_of(x)),
         left,
         left.stride(0),
         rank,
@@ -218,23 +215,42 @@ def right_operand(
     """
     (columns, rank), count = factor.shape, 0 if outliers is None else outliers.shape[0]
     right = factor.new_empty((columns, padded(count) + padded(rank)), dtype=dtype)
+    _pack_factor(factor, dtype, scaling, packed, outliers, right, None)
+    return right
+
+
+def transposed_factor(factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A factor (columns, rank) as `project` reads it, (rank, columns) in `dtype`."""
+    transposed = new_rows(factor, factor.shape[1], factor.shape[0], dtype)
+    _pack_factor(factor, dtype, 1.0, None, None, None, transposed)
+    return transposed
+
+
+def _pack_factor(
+    factor: Tensor,
+    dtype: torch.dtype,
+    scaling: float,
+    packed: Tensor | None,
+    outliers: Tensor | None,
+    right: Tensor | None,
+    transposed: Tensor | None,
+) -> None:
     launch(
-        PACK_FACTOR.variant(FTRT_SOURCE=element_of(factor), FTRT_ELEMENT=ELEMENT_NAMES[dtype]),
-        pack_factor_grid(columns),
+        pack_factor_kernel(factor.dtype, dtype),
+        pack_factor_grid(factor.shape[0]),
         0,
         factor,
         factor.stride(0),
         factor.stride(1),
-        columns,
-        rank,
+        factor.shape[0],
+        factor.shape[1],
         scaling,
         packed,
         0 if packed is None else packed.shape[1],
         outliers,
-        count,
+        0 if outliers is None else outliers.shape[0],
         right,
-        right.stride(0),
-        None,
-        0,
+        0 if right is None else right.stride(0),
+        transposed,
+        0 if transposed is None else transposed.stride(0),
     )
-    return right

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ftrt.kernels.backend import launch
-from ftrt.kernels.catalog import UNPACK, unpack_grid, unpack_shared_bytes
-from ftrt.ops.cuda.operands import element_of
+from ftrt.kernels.catalog import unpack_grid, unpack_shared_bytes
+from ftrt.ops.cuda.variants import unpack_kernel
 from ftrt.ops.packing import DEPTH, PANEL
 
 
@@ -33,7 +33,7 @@ def unpack_into(
     """
     count, in_features = reversed(out.shape) if transpose else out.shape
     launch(
-        UNPACK.variant(FTRT_OUTPUT=element_of(out), FTRT_TRANSPOSE=int(transpose)),
+        unpack_kernel(out.dtype, transpose=transpose),
         unpack_grid(count, in_features, transpose=transpose),
         unpack_shared_bytes(),
         packed,

@@ -1,4 +1,6 @@
-"""What is chosen for which GPU, layer and number of rows: host arithmetic, for every architecture."""
+"""What is chosen for which GPU, layer and number of rows: pure arithmetic, for all of them."""
+
+import itertools
 
 import pytest
 
@@ -90,7 +92,7 @@ def test_a_last_wave_that_is_nearly_empty_is_avoided():
 def test_a_weight_is_dequantized_whole_and_in_32_mib(count, row_bytes, unit):
     chunks = weight_chunks(count, row_bytes, unit=unit)
     assert chunks[0][0] == 0 and chunks[-1][1] == count
-    assert all(before[1] == after[0] for before, after in zip(chunks, chunks[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(chunks))
     for first, end in chunks:
         assert first % unit == 0 and first < end
         assert (end - first) * row_bytes <= 32 * MIB or end - first <= unit
@@ -106,7 +108,7 @@ def test_a_layer_of_4096_features_in_bfloat16_is_one_chunk():
 def test_product_chunks_are_ones_that_a_library_takes(rows, columns):
     chunks = product_chunks(rows, columns)
     assert chunks[0][0] == 0 and chunks[-1][1] == rows
-    assert all(before[1] == after[0] for before, after in zip(chunks, chunks[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(chunks))
     for first, end in chunks:
         assert end - first > 16
         assert 4 * (end - first) * columns <= 256 * MIB or end - first <= 64
