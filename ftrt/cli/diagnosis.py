@@ -43,7 +43,7 @@ class Finding:
 def diagnose() -> list[Finding]:
     """Look at everything; nothing that is broken keeps the rest from being looked at."""
     findings: list[Finding] = []
-    for look in (_versions, _torch, _ops, _compiler, _processor, _memory, _cache, _plugins):
+    for look in LOOKS:
         try:
             findings.extend(look())
         except Exception as error:
@@ -179,6 +179,18 @@ def _cache() -> Iterator[Finding]:
     yield Finding("machine", "cache", value, problem, fix)
 
 
+def _cuda() -> Iterator[Finding]:
+    from ftrt.cli.cuda_diagnosis import runtime_findings
+
+    yield from runtime_findings()
+
+
+def _kernels() -> Iterator[Finding]:
+    from ftrt.cli.cuda_diagnosis import kernel_findings
+
+    yield from kernel_findings()
+
+
 def _plugins() -> Iterator[Finding]:
     from ftrt.manifest import discover
     from ftrt.plugins import PluginManager
@@ -204,3 +216,10 @@ def _plugins() -> Iterator[Finding]:
         problem = "no method can be used: no plugin is installed"
         fix = "pip install ftrt-lowrank ftrt-heads"
         yield Finding("plugins", "installed", "0", problem, fix)
+
+
+# in the order of the report
+LOOKS = (
+    *(_versions, _torch, _ops, _cuda, _compiler, _processor, _memory, _cache),
+    *(_plugins, _kernels),
+)

@@ -131,7 +131,7 @@ def _timed(
     launch()
     seconds = []
     for _ in range(LAUNCHES):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin, end = _event(), _event()
         begin.record()
         launch()
         end.record()
@@ -147,6 +147,10 @@ def _timed(
         "operations": operations,
         "tera_operations_per_second": operations / median / 1e12,
     }
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 def _bytes(launched: Launch) -> int:

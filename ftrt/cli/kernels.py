@@ -3,6 +3,7 @@
 __all__ = ["app"]
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,8 +38,8 @@ NameOption = Annotated[
 def kernels(ctx: typer.Context) -> None:
     """List, build and time the CUDA kernels, and look after those that are compiled.
 
-    A kernel is compiled when it is first launched, by NVRTC, which CUDA builds of torch bring along,
-    and kept in the cache. Nothing but `bench` needs a GPU.
+    A kernel is compiled when it is first launched, by NVRTC, which CUDA builds of torch bring
+    along, and kept in the cache. Nothing but `bench` needs a GPU.
     """
     show_help_without_command(ctx)
 
@@ -174,15 +175,10 @@ def _show_list(answer: Mapping[str, Any]) -> None:
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in answer["kernels"]:
         groups.setdefault((row["name"], row["distribution"]), []).append(row)
-    arches = answer["arches"]
     table(
-        ("kernel", "distribution", "variants", *(f"sm_{arch}" for arch in arches), "source"),
+        ("kernel", "distribution", "variants", "comes from", "source sha256"),
         [
-            (
-                *(name, distribution, len(rows)),
-                *(_origins(row["origins"][arch] for row in rows) for arch in arches),
-                rows[0]["source_sha256"][:12],
-            )
+            (name, distribution, len(rows), _origins(rows), rows[0]["source_sha256"][:12])
             for (name, distribution), rows in groups.items()
         ],
     )
@@ -190,20 +186,22 @@ def _show_list(answer: Mapping[str, Any]) -> None:
         console().print(f"left out: {fault}")
 
 
-def _origins(origins: Any) -> str:
-    counts: dict[str, int] = {}
-    for origin in origins:
-        if origin is not None:
-            counts[origin] = counts.get(origin, 0) + 1
-    if len(counts) == 1:
-        return next(iter(counts))
-    return ", ".join(f"{count} {origin}" for origin, count in counts.items()) or "-"
+def _origins(rows: list[Mapping[str, Any]]) -> str:
+    """Where the variants come from, by architecture unless it is the same for all."""
+    by_arch = {}
+    for arch in rows[0]["origins"]:
+        counts = Counter(row["origins"][arch] for row in rows if row["origins"][arch])
+        parts = [f"{count} {origin}" for origin, count in counts.items()]
+        by_arch[arch] = next(iter(counts)) if len(counts) == 1 else ", ".join(parts) or "-"
+    if len(set(by_arch.values())) == 1:
+        return next(iter(by_arch.values()))
+    return "; ".join(f"sm_{arch}: {text}" for arch, text in by_arch.items())
 
 
 def _show_build(answer: Mapping[str, Any]) -> None:
     table(
         ("kernel", "arch", "registers", "shared", "of", "local", "bytes"),
-        [tuple(row.values()) for row in answer["cubins"]],
+        [(row["kernel"].replace("FTRT_", ""), *list(row.values())[1:]) for row in answer["cubins"]],
     )
     console().print(
         f"wrote {answer['bundle']}: {len(answer['cubins'])} kernels by NVRTC {answer['compiler']},"
@@ -216,7 +214,7 @@ def _show_bench(answer: Mapping[str, Any]) -> None:
         ("kernel", "microseconds", "GB/s", "T operations/s"),
         [
             (
-                row["kernel"],
+                row["kernel"].replace("FTRT_", ""),
                 f"{row['microseconds']:.1f}",
                 f"{row['gigabytes_per_second']:.0f}",
                 f"{row['tera_operations_per_second']:.1f}" if row["operations"] else "",

@@ -1,14 +1,18 @@
 """What the compile gate does with one kernel: compile by an NVRTC wheel, disassemble, find faults.
 
 Nothing here needs a GPU or ftrt's extension: NVRTC is called through ctypes, so that the wheels of
-two CUDA majors are tried side by side.
+two CUDA majors are tried side by side. Cubins stay in build/compile_gate, by the hash of all that
+they depend on; only what changed is compiled again.
 """
 
 import ctypes
+import hashlib
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +20,7 @@ from pathlib import Path
 from ftrt.kernels.cubin import SHARED_LIMIT_BYTES, Resources, read_resources
 from ftrt.kernels.cubins import COMPILE_OPTIONS
 
+BUILD = Path(__file__).parents[3] / "build" / "compile_gate"
 # of every architecture here; a thread gets them in units
 REGISTERS_OF_A_BLOCK = 2**16
 REGISTER_UNIT = 8
@@ -88,7 +93,12 @@ class Nvrtc:
     def compile_kernel(self, kernel, arch):
         """As `compile`, of an `ftrt.kernels.Kernel`, with the options the runtime compiles with."""
         options = [f"-arch=sm_{arch}", *COMPILE_OPTIONS, *kernel.options, *VERBOSE]
-        return self.compile(kernel.source.read_text(), kernel.headers(), options)
+        parts = (self.version, kernel.source_hash(), *options)
+        kept = BUILD / hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        if not kept.is_dir():
+            made = self.compile(kernel.source.read_text(), kernel.headers(), options)
+            _keep(kept, made)
+        return Compiled((kept / "cubin").read_bytes(), (kept / "log").read_text())
 
     def _output(self, program, what):
         size = ctypes.c_size_t()
@@ -99,6 +109,19 @@ class Nvrtc:
 
 
 VERBOSE = ("--ptxas-options=-v",)
+
+
+def _keep(folder, made):
+    """Put the files into a folder that other processes see whole or not at all."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=BUILD))
+    (work / "cubin").write_bytes(made.cubin)
+    (work / "log").write_text(made.log)
+    try:
+        os.rename(work, folder)
+    except OSError:
+        # another process was first
+        shutil.rmtree(work)
 
 
 def opcodes(cubin, tool, folder):
