@@ -9,12 +9,13 @@
 // how the threads share a row, but the sum of squares does: it has a fixed order for given
 // features.
 //
-// Grid: a row that a warp's registers hold (4 KB) is a warp's, and ⌈rows / 4⌉ blocks; else a row is
+// Grid: a row that a warp's registers hold (3 KB) is a warp's, and ⌈rows / 4⌉ blocks; else a row is
 // a block's. 128 threads. Shared memory: 32 bytes, and with outliers 4 · ⌈features / 32⌉ more.
 //
-// A row is read once, into 8 chunks of 16 bytes a thread, so 16 KB for a block: all of 8192 halves.
-// The rest of a longer row is read again, from L1 or L2. Bytes on their way, for rows of 8 KB: 40
-// KB a multiprocessor with 5 blocks, 32 KB with 4; 4.3 TB/s at 800 ns are 26 KB on each of 132.
+// A row is read once, into 6 chunks of 16 bytes a thread, 12 KB or 6144 halves for a block; more
+// would not fit the registers of every architecture. The rest of a longer row is read again, from
+// L1 or L2. Bytes on their way, for rows of 8 KB: 40 KB a multiprocessor with 5 blocks, 32 KB with
+// 4; 4.3 TB/s at 800 ns are 26 KB on each of 132.
 #include "row_scale.cuh"
 
 namespace ftrt {
@@ -26,7 +27,7 @@ constexpr Front kFront = Front::FTRT_FRONT;
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / 32;
-constexpr int kHeld = 8;
+constexpr int kHeld = 6;
 // On a multiprocessor, as the registers of each front allow without spilling.
 constexpr int kBlocks = kFront == Front::none ? 5 : 4;
 constexpr int kCount = kPerChunk<Element>;

@@ -46,7 +46,7 @@ _FLOATS = ("float32", "float16", "bfloat16")
 _HALVES = ("float16", "bfloat16")
 
 # Bytes that a thread of `quantize_rows` keeps in registers, so that a row is read once.
-_HELD_BYTES = 8 * 16
+_HELD_BYTES = 6 * 16
 
 # Rows of a block of `quantize_project`, features of a chunk, and places of chunks on their way.
 _PROJECT_ROWS = 16
