@@ -1,4 +1,4 @@
-"""How the emulation compiles and launches, and faults planted in the kernels that are shipped."""
+"""How the emulation compiles and launches."""
 
 import re
 import subprocess
@@ -15,10 +15,8 @@ from tiny_kernels import TinyKernels
 
 from ftrt.errors import UsageError
 from ftrt.kernels.backend import Backend, launch, use_backend
-from ftrt.kernels.gemm import BACKWARD, FORWARD, TILES, w8a8_gemm
 from ftrt.kernels.kernel import Kernel
 from ftrt.kernels.signature import Signature
-from ftrt.ops import pack_int8
 
 ADD_ONE = """
 #include "ptx.cuh"
@@ -191,63 +189,6 @@ def test_ten_thousand_operations_of_warps_take_well_under_a_second(tmp_path):
     kernels.run("many", x, y)
     assert emulated.context_switches() - before > 300_000
     assert time.process_time() - start < 0.5
-
-
-def without(text, statement, number):
-    """`text` without the given occurrence of a statement."""
-    places = [match.span() for match in re.finditer(re.escape(statement), text)]
-    begin, end = places[number]
-    return text[:begin] + text[end:]
-
-
-class Mutated(EmulatedBackend):
-    """Launches every kernel with one statement of one of its files deleted."""
-
-    def __init__(self, folder, file, statement, number, seed):
-        super().__init__(seed)
-        self.folder, self.change = folder, (file, statement, number)
-
-    def launch(self, kernel, *rest):
-        file, statement, number = self.change
-        for path in (*kernel.source.parent.glob("*.cuh"), kernel.source):
-            text = path.read_text()
-            changed = without(text, statement, number) if path.name == file else text
-            (self.folder / path.name).write_text(changed)
-        super().launch(replace(kernel, source=self.folder / kernel.source.name), *rest)
-
-
-def multiply(direction):
-    """W8A8 on 70 rows, 140 columns and 6 stages of depth, with neither bias nor low-rank part."""
-    rows, columns, depth = 70, 140, 330
-    tile = TILES[-1]
-    a = torch.ones(rows, 336, dtype=torch.int8)
-    shape = (columns, depth) if direction == FORWARD else (depth, columns)
-    packed = pack_int8(torch.ones(shape, dtype=torch.int8))
-    y = torch.full((rows, columns), torch.nan)
-    launch(
-        w8a8_gemm("float32", direction, tile),
-        *(tile.grid(rows, columns), tile.shared_bytes),
-        *(a, a.stride(0), packed, packed.shape[1], rows, columns, depth),
-        *(torch.ones(rows), None, None, None, 0, None, 0, 0, 0, None, 0, 1.0, y, columns),
-    )
-    return y
-
-
-@pytest.mark.parametrize("direction", [FORWARD, BACKWARD])
-@pytest.mark.parametrize(
-    ("statement", "fault"),
-    [
-        ("ptx::barrier();", "is on its way|race in shared memory|was never written"),
-        ("ptx::wait_copies<kStages - 2>();", "is on its way"),
-    ],
-)
-def test_a_product_without_its_barrier_or_its_wait_is_caught(tmp_path, direction, statement, fault):
-    for seed in range(3):
-        with use_backend(EmulatedBackend(seed)):
-            assert (multiply(direction) == 330).all()
-        with use_backend(Mutated(tmp_path, "w8a8_gemm.cu", statement, 0, seed)):
-            with pytest.raises(EmulationError, match=fault):
-                multiply(direction)
 
 
 def test_the_emulation_has_all_that_ptx_has_and_no_more():
