@@ -149,11 +149,18 @@ def emulated_cuda():
     from ftrt.kernels.backend import use_backend
     from ftrt.ops.cuda import IMPLEMENTATIONS
 
-    with torch.library._scoped_library("ftrt", "IMPL") as library, warnings.catch_warnings():
+    wrapper = importlib.import_module("ftrt.ops.int8_lora_linear")
+    half = (torch.float16, torch.bfloat16)
+    with (
+        torch.library._scoped_library("ftrt", "IMPL") as library,
+        warnings.catch_warnings(),
+        pytest.MonkeyPatch.context() as patch,
+    ):
         # torch warns that kernels are overridden, which is the purpose.
         warnings.simplefilter("ignore")
         for name, implementation in IMPLEMENTATIONS.items():
             library.impl(name, implementation, "CPU")
+        patch.setattr(wrapper, "quantizes_while_projecting", lambda x: x.dtype in half)
         with use_backend(load_emulation().EmulatedBackend()):
             yield
 

@@ -1,5 +1,5 @@
 """Custom operators: schema, fake, reference and autograd in Python, faster implementations from
-`ftrt._C`.
+`ftrt._C` for CPU tensors and from `ftrt.ops.cuda` for CUDA tensors.
 
 Importing this package loads `ftrt._C` if it is built; `implementation_report()` says what runs, and
 why.
@@ -21,6 +21,7 @@ __all__ = [
     "unpack_int8",
 ]
 
+import ftrt.ops.cuda  # noqa: F401 - registers implementations
 from ftrt.ops.autocast import computed_dtype
 from ftrt.ops.checks import MAX_RANK
 from ftrt.ops.dropout import draw_seed

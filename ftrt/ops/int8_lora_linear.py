@@ -10,6 +10,7 @@ __all__ = [
     "forward_operands",
     "gradients",
     "int8_lora_linear",
+    "quantizes_while_projecting",
     "save_for_gradients",
 ]
 
@@ -29,6 +30,7 @@ from ftrt.ops.checks import (
     check_saved_input,
     check_weight,
 )
+from ftrt.ops.extension import CUDA_OPS
 from ftrt.ops.gradients import bias_gradient, check_frozen_scale, refuse_second_derivative
 from ftrt.ops.int8_product import (
     Int8Operands,
@@ -94,22 +96,19 @@ def int8_lora_linear(
     x = cast_for_autocast(x)
     dtype = x.dtype
     qweight = packed_weight(_FORWARD, qweight, x.shape[-1] if x.dim() else 0)
+    layer = (qweight, scale, bias, a.to(dtype), b.to(dtype), scaling)
+    y: Tensor
+    if compute == "w8a8" and quantized is None and quantizes_while_projecting(x):
+        y = torch.ops.ftrt.w8a8_lora_linear.default(x, *layer, outliers, dropout, seed)[0]
+        return y
     xq, xscale, outliers = quantized_input(_FORWARD, x, compute, outliers, quantized)
-    y: Tensor = _forward(
-        x,
-        xq,
-        xscale,
-        qweight,
-        scale,
-        bias,
-        a.to(dtype),
-        b.to(dtype),
-        scaling,
-        outliers,
-        dropout,
-        seed,
-    )[0]
+    y = _forward(x, xq, xscale, *layer, outliers, dropout, seed)[0]
     return y
+
+
+def quantizes_while_projecting(x: Tensor) -> bool:
+    """Whether one kernel does both on the device of x, so that x need not be quantized before."""
+    return x.is_cuda and CUDA_OPS == "kernels" and x.dtype in (torch.float16, torch.bfloat16)
 
 
 def forward_operands(

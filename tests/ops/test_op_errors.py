@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from op_subjects import randn, weight_of
+from op_subjects import CUDA_PLACE, randn, weight_of
 
 from ftrt.ops import (
     int8_linear,
@@ -327,8 +327,11 @@ def test_the_reference_names_the_dtypes_it_takes(reference):
         assert rule in str(caught.value)
 
 
-@pytest.mark.skipif(EXTENSION.module is None, reason="no compiled kernels")
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int64])
+KERNELS = "CUDA kernel takes float32, float16" if CUDA_PLACE else "CPU kernel takes float32"
+
+
+@pytest.mark.skipif(EXTENSION.module is None and not CUDA_PLACE, reason="no compiled kernels")
+@pytest.mark.parametrize("dtype", [*[torch.float16] * (not CUDA_PLACE), torch.float64, torch.int64])
 def test_the_kernels_name_the_dtypes_they_take(dtype):
     name, x = str(dtype).removeprefix("torch."), X.to(dtype)
     runs = {
@@ -340,6 +343,6 @@ def test_the_kernels_name_the_dtypes_they_take(dtype):
         with pytest.raises(RuntimeError) as caught:
             run()
         assert (
-            f"ftrt::{op}: the CPU kernel takes float32 or bfloat16; got x (2, 8) {name}."
+            f"ftrt::{op}: the {KERNELS} or bfloat16; got x (2, 8) {name}."
             " Cast x, or load the model in one of them"
         ) in str(caught.value)

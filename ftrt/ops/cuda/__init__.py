@@ -13,7 +13,11 @@ from types import MappingProxyType
 from typing import Any
 
 from ftrt.ops.cuda.int8_linear import int8_linear, int8_linear_dx
-from ftrt.ops.cuda.int8_lora_linear import int8_lora_linear, int8_lora_linear_backward
+from ftrt.ops.cuda.int8_lora_linear import (
+    int8_lora_linear,
+    int8_lora_linear_backward,
+    w8a8_lora_linear,
+)
 from ftrt.ops.cuda.quantize import quantize_per_channel, quantize_per_token
 from ftrt.ops.extension import CUDA_OPS
 from ftrt.ops.registration import register_cuda
@@ -27,6 +31,7 @@ IMPLEMENTATIONS: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "int8_linear_dx": int8_linear_dx,
         "int8_lora_linear": int8_lora_linear,
         "int8_lora_linear_backward": int8_lora_linear_backward,
+        "w8a8_lora_linear": w8a8_lora_linear,
     }
 )
 

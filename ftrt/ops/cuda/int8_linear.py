@@ -23,8 +23,8 @@ _BACKWARD = "ftrt::int8_linear_dx"
 
 def int8_linear(x: Tensor, *arguments: Any) -> Tensor:
     """As the op."""
-    operands = forward_operands(x, arguments)
     check_dtype(_FORWARD, "x", x)
+    operands = forward_operands(x, arguments)
     operands.check_values(_FORWARD, x)
     check_device(_FORWARD, "x", x, **vars(operands))
     rows = rows_of(x)
@@ -44,8 +44,8 @@ def int8_linear_dx(
     grad: Tensor, qweight: Tensor, scale: Tensor, in_features: int, quantize: bool
 ) -> Tensor:
     """As the op."""
-    check_backward(grad, qweight, scale, in_features, quantize)
     check_dtype(_BACKWARD, "grad", grad)
+    check_backward(grad, qweight, scale, in_features, quantize)
     check_device(_BACKWARD, "grad", grad, qweight=qweight, scale=scale)
     rows = rows_of(grad)
     if quantize:

@@ -5,8 +5,9 @@ grad is read once for everything that is thin. float32 has no tensor cores for i
 is torch's own products beside the int8 one.
 """
 
-__all__ = ["int8_lora_linear", "int8_lora_linear_backward"]
+__all__ = ["int8_lora_linear", "int8_lora_linear_backward", "w8a8_lora_linear"]
 
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -19,11 +20,12 @@ from ftrt.ops.cuda.dropping import Dropping, add_dropped
 from ftrt.ops.cuda.int8_linear import integer_gradient, integer_linear
 from ftrt.ops.cuda.operands import check_device, check_dtype, is_half, rows_of
 from ftrt.ops.cuda.product import Epilogue
-from ftrt.ops.cuda.quantize import quantize_rows
+from ftrt.ops.cuda.quantize import quantize_per_token, quantize_rows
 from ftrt.ops.cuda.thin import gradient, padded, project, right_operand, transposed_factor
 from ftrt.ops.int8_lora_linear import backward_operands, forward_operands
 from ftrt.ops.int8_product import Int8Operands, restore_rows
 from ftrt.ops.low_rank import Update
+from ftrt.ops.w8a8_lora_linear import checked_layer
 
 _FORWARD = "ftrt::int8_lora_linear"
 _BACKWARD = "ftrt::int8_lora_linear_backward"
@@ -31,8 +33,8 @@ _BACKWARD = "ftrt::int8_lora_linear_backward"
 
 def int8_lora_linear(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     """As the op."""
-    operands, update = forward_operands(x, *arguments)
     check_dtype(_FORWARD, "x", x)
+    operands, update = forward_operands(x, *arguments)
     operands.check_values(_FORWARD, x)
     check_device(_FORWARD, "x", x, **vars(operands), a=update.a, b=update.b, seed=update.seed)
     rows = rows_of(x)
@@ -44,22 +46,52 @@ def int8_lora_linear(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 def _half_forward(x: Tensor, operands: Int8Operands, update: Update) -> tuple[Tensor, Tensor]:
-    packed, outliers, scaling = operands.qweight, operands.outliers, update.scaling
+    packed, outliers = operands.qweight, operands.outliers
     if operands.xq is None:
-        thin = project(x, update.a, quantizes=False, scaling=scaling, dropping=Dropping.of(update))
+        dropping = Dropping.of(update)
+        thin = project(x, update.a, quantizes=False, scaling=update.scaling, dropping=dropping)
         factors = Thin(thin.left[:, : update.rank], update.b.to(x.dtype).t())
         y = dequantized.linear(x, packed, operands.scale, operands.bias, factors)
         return y, thin.hidden
     thin = project(x, update.a, quantizes=False, outliers=outliers, dropping=Dropping.of(update))
-    y = integer_linear(
+    return _integer_forward(x, operands, update, thin.left), thin.hidden
+
+
+def w8a8_lora_linear(x: Tensor, *layer: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As the op; float16 and bfloat16 in one read of x."""
+    check_dtype(_FORWARD, "x", x)
+    operands, update = checked_layer(x, *layer)
+    if not is_half(x):
+        xq, xscale = quantize_per_token(x, operands.outliers)
+        return *int8_lora_linear(x, xq, xscale, *layer), xq, xscale
+    operands.check_values(_FORWARD, x)
+    check_device(_FORWARD, "x", x, **vars(operands), a=update.a, b=update.b, seed=update.seed)
+    rows = rows_of(x)
+    thin = project(
+        rows,
+        update.a,
+        quantizes=True,
+        outliers=operands.outliers,
+        dropping=Dropping.of(update),
+    )
+    xq, xscale = cast(Tensor, thin.q), cast(Tensor, thin.scale)
+    operands = replace(operands, xq=xq, xscale=xscale)
+    y = _integer_forward(rows, operands, update, thin.left)
+    return y.view(*x.shape[:-1], operands.scale.shape[0]), thin.hidden, xq, xscale
+
+
+def _integer_forward(x: Tensor, operands: Int8Operands, update: Update, left: Tensor) -> Tensor:
+    """w8a8 with an update whose left operand, outlier columns among it, is there."""
+    packed, outliers = operands.qweight, operands.outliers
+    right = right_operand(update.b, x.dtype, update.scaling, packed=packed, outliers=outliers)
+    return integer_linear(
         x,
         operands,
-        left=thin.left,
-        right=right_operand(update.b, x.dtype, scaling, packed=packed, outliers=outliers),
+        left=left,
+        right=right,
         outlier_depth=0 if outliers is None else padded(outliers.shape[0]),
         rank_depth=padded(update.rank),
     )
-    return y, thin.hidden
 
 
 def _wide_forward(x: Tensor, operands: Int8Operands, update: Update) -> tuple[Tensor, Tensor]:
@@ -78,19 +110,19 @@ def int8_lora_linear_backward(
     grad: Tensor, x: Tensor | None, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As the op."""
+    check_dtype(_BACKWARD, "grad", grad)
     operands, update = backward_operands(grad, x, *arguments)
     hidden, needs = arguments[2], arguments[-3:]
-    check_dtype(_BACKWARD, "grad", grad)
     factors = {"a": update.a, "b": update.b, "seed": update.seed}
     check_device(_BACKWARD, "grad", grad, x=x, h=hidden, **vars(operands), **factors)
     saved = None if x is None else rows_of(x)
     run = _half_backward if is_half(grad) else _wide_backward
     dx, da, db = run(rows_of(grad), saved, hidden, operands, update, needs)
-    empty = grad.new_empty(0)
+    shape = (*grad.shape[:-1], update.a.shape[1])
     return (
-        empty if dx is None else dx.view(*grad.shape[:-1], update.a.shape[1]),
-        (empty if da is None else da).to(update.a.dtype),
-        (empty if db is None else db).to(update.b.dtype),
+        grad.new_empty(0) if dx is None else dx.view(shape),
+        update.a.new_empty(0) if da is None else da.to(update.a.dtype),
+        update.b.new_empty(0) if db is None else db.to(update.b.dtype),
     )
 
 

@@ -154,5 +154,9 @@ def _integers(q: Tensor, matrix: Tensor, product: Product) -> Tensor:
     if product is Product.LIBRARY:
         result: Tensor = torch._int_mm(q, matrix.t())
         return result
+    # Sums of up to 2^31 are rounded to 24 bits, as an epilogue in float32 rounds any product.
+    if not q.is_cuda:
+        # CPUs have no product of bfloat16 with a float32 result.
+        return q.to(torch.float32).mm(matrix.t().to(torch.float32)).to(torch.int32)
     left, right = q.to(torch.bfloat16), matrix.t().to(torch.bfloat16)
     return torch.mm(left, right, out_dtype=torch.float32).to(torch.int32)

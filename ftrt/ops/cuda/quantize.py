@@ -19,8 +19,8 @@ _CHANNEL = "ftrt::quantize_per_channel"
 
 def quantize_per_token(x: Tensor, outliers: Tensor | None) -> tuple[Tensor, Tensor]:
     """As `ftrt::quantize_per_token`."""
-    check_input(x, outliers)
     check_dtype(_TOKEN, "x", x)
+    check_input(x, outliers)
     check_columns(_TOKEN, outliers, x.shape[-1])
     check_device(_TOKEN, "x", x, outliers=outliers)
     return quantize_rows(rows_of(x), outliers)
@@ -28,8 +28,8 @@ def quantize_per_token(x: Tensor, outliers: Tensor | None) -> tuple[Tensor, Tens
 
 def quantize_per_channel(weight: Tensor) -> tuple[Tensor, Tensor]:
     """As `ftrt::quantize_per_channel`."""
-    check_matrix(weight)
     check_dtype(_CHANNEL, "weight", weight)
+    check_matrix(weight)
     qweight, scale = quantize_rows(rows_of(weight))
     return qweight, scale.unsqueeze(1)
 
