@@ -291,6 +291,8 @@ def _built(name: str, parts: Iterable[str], build: Callable[[Path, str], None]) 
         work = Path(tempfile.mkdtemp(dir=BUILD, prefix="building-"))
         try:
             build(work, output)
+            for path in work.glob("*.o"):
+                path.unlink()
             shutil.rmtree(folder, ignore_errors=True)
             work.rename(folder)
         finally:
