@@ -69,11 +69,16 @@ def is_offline() -> bool:
 
 
 def cpu_isa() -> str | None:
-    """`FTRT_CPU_ISA`, the instruction set the CPU kernels are forced to, or None for the best."""
-    isa = os.environ.get("FTRT_CPU_ISA")
+    """`FTRT_CPU_ISA`, the instruction set the CPU kernels are forced to, or None for the best, as
+    where it is empty.
+    """
+    isa = os.environ.get("FTRT_CPU_ISA") or None
     if isa is not None and isa not in ISAS:
-        known = ", ".join(ISAS)
-        raise ConfigError(f"FTRT_CPU_ISA: must be one of {known}; got {isa!r}{suggest(isa, ISAS)}")
+        near = suggest(isa.lower(), ISAS)
+        raise ConfigError(
+            f"FTRT_CPU_ISA: must be one of {', '.join(ISAS)}; got {isa!r}"
+            f"{near if 'did you mean' in near else ''}"
+        )
     return isa
 
 

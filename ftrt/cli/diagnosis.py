@@ -6,15 +6,15 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from ftrt import __version__
 from ftrt.config import cache_dir, cpu_isa, is_offline
-from ftrt.errors import FtrtError, one_line
+from ftrt.errors import ConfigError, FtrtError, one_line
 
 GIB = 2**30
 REPORT = "report this with what `ftrt doctor --json` prints"
@@ -44,13 +44,23 @@ def diagnose() -> list[Finding]:
     """Look at everything; nothing that is broken keeps the rest from being looked at."""
     findings: list[Finding] = []
     for look in LOOKS:
+        area = look.__name__.lstrip("_")
+        # The doctor runs where things are broken: what breaks a look is its finding.
         try:
-            findings.extend(look())
+            findings.extend(_news(look(), findings))
+        except FtrtError as error:
+            findings.extend(_news([Finding(area, area, "", str(error))], findings))
         except Exception as error:
-            # The doctor runs where things are broken: what breaks a look is its finding.
-            area = look.__name__.lstrip("_")
             findings.append(Finding(area, area, "", one_line(error), REPORT))
     return findings
+
+
+def _news(found: Iterable[Finding], before: list[Finding]) -> Iterator[Finding]:
+    """`found`, where a problem that another area has told already is no plugin's to mend."""
+    told = {finding.problem: finding.name for finding in before if finding.problem}
+    for finding in found:
+        cause = told.get(finding.problem)
+        yield replace(finding, value=f"not read, for {cause}", problem="") if cause else finding
 
 
 def _versions() -> Iterator[Finding]:
@@ -114,8 +124,12 @@ def _torch() -> Iterator[Finding]:
 
 
 def _ops() -> Iterator[Finding]:
-    from ftrt.ops.extension import OPS, implementation_report
-
+    try:
+        forced = cpu_isa()
+        from ftrt.ops.extension import OPS, implementation_report
+    except ConfigError as error:
+        yield Finding("ops", "FTRT_CPU_ISA", "", str(error), "unset FTRT_CPU_ISA")
+        return
     report = implementation_report()
     for op in OPS:
         yield Finding("ops", op, f"{report[op]} on CPU tensors")
@@ -127,6 +141,7 @@ def _ops() -> Iterator[Finding]:
         report["reason"],
         report["fix"],
     )
+    yield Finding("ops", "FTRT_CPU_ISA", forced or "not set: the best available is used")
     if report["usable_isas"]:
         yield Finding("ops", "instruction sets", " ".join(report["usable_isas"]))
 
@@ -150,12 +165,6 @@ def _processor() -> Iterator[Finding]:
         model = fields.get("model name", model)
     yield Finding("machine", "processor", f"{model}, {os.cpu_count()} cores")
     yield Finding("machine", "CPU features", " ".join(f for f in CPU_FLAGS if f in flags) or "none")
-    try:
-        forced = cpu_isa()
-    except FtrtError as error:
-        yield Finding("machine", "FTRT_CPU_ISA", "", str(error), "unset FTRT_CPU_ISA")
-    else:
-        yield Finding("machine", "FTRT_CPU_ISA", forced or "not set: the best available is used")
 
 
 def _memory() -> Iterator[Finding]:

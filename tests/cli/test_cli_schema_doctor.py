@@ -5,6 +5,9 @@ import json
 import pytest
 
 from ftrt.cli.diagnosis import diagnose
+from ftrt.config import cpu_isa
+from ftrt.errors import ConfigError
+from ftrt.ops import implementation_report
 
 
 @pytest.fixture
@@ -92,6 +95,33 @@ def test_doctor_says_how_to_mend_the_environment(monkeypatch, tmp_path):
     problem = found["FTRT_CPU_ISA"].problem
     assert "must be one of portable, avx2, avx512, avx512_vnni, avx512_bf16, amx; got" in problem
     assert "'avx3'" in problem
+
+
+@pytest.mark.parametrize("isa", ["avx3", "amx"])
+def test_a_wrong_instruction_set_is_told_once_and_is_no_plugins_fault(site, isa, monkeypatch):
+    if isa == "amx" and "amx" in implementation_report()["usable_isas"]:
+        pytest.skip("this CPU has AMX")
+    monkeypatch.setenv("FTRT_CPU_ISA", isa)
+
+    result = site.ftrt("doctor", "--json")
+
+    findings = json.loads(result.stdout.splitlines()[-1])["findings"]
+    (told,) = [finding for finding in findings if "FTRT_CPU_ISA" in finding["problem"]]
+    assert (told["area"], told["name"]) == ("ops", "FTRT_CPU_ISA")
+    assert told["fix"] == "unset FTRT_CPU_ISA" and told["problem"].startswith("FTRT_CPU_ISA: must")
+    by_name = {finding["name"]: finding for finding in findings}
+    assert by_name["method full"]["value"] == "not read, for FTRT_CPU_ISA"
+
+
+def test_an_empty_instruction_set_is_none(monkeypatch):
+    monkeypatch.setenv("FTRT_CPU_ISA", "")
+    assert cpu_isa() is None
+    monkeypatch.setenv("FTRT_CPU_ISA", "AVX2")
+    with pytest.raises(ConfigError, match=r"amx; got 'AVX2'; did you mean 'avx2'\?$"):
+        cpu_isa()
+    monkeypatch.setenv("FTRT_CPU_ISA", "sse")
+    with pytest.raises(ConfigError, match=r"must be one of portable, .*, amx; got 'sse'$"):
+        cpu_isa()
 
 
 def test_doctor_says_that_the_extension_is_missing(monkeypatch):
