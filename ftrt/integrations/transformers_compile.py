@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._dynamo.exc import BackendCompilerFailed
 
 from ftrt.errors import ConfigError, UnsupportedError
+from ftrt.integrations.transformers import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +62,9 @@ def check_compile(training: Mapping[str, Any]) -> None:
     name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if shutil.which(name) is None:
         raise ConfigError(
-            "recipe: compile: needs a C++ compiler, which torch.compile calls during the first"
-            f" steps; {name} is not on PATH. Install g++, name one in CXX, or set compile: false"
+            "recipe: compile: needs a C++ compiler on PATH, which torch.compile calls during the"
+            f" first steps; got {name!r}, which is not there. Install g++, name one in CXX, or set"
+            " compile: false"
         )
 
 
@@ -80,6 +83,7 @@ def compile_blocks(model: nn.Module, *, backend: str = "inductor") -> CompiledBl
 
     Raises:
         UnsupportedError: no lists of blocks are found.
+        ConfigError: later, in the first training step, where the compiler fails.
     """
     blocks = _blocks(model)
     for block in blocks:
@@ -92,13 +96,23 @@ def _training_call(block: nn.Module, backend: str) -> Callable[..., Any]:
     # newer torch only; where it is absent the limit is 8 anyway
     has_limit = "recompile_limit" in inspect.signature(torch.compile).parameters
     limit: dict[str, Any] = {"recompile_limit": _VARIANTS} if has_limit else {}
-    compiled = torch.compile(block._call_impl, dynamic=True, backend=backend, **limit)
+    plain: Callable[..., Any] = block._call_impl
+    compiled = torch.compile(plain, dynamic=True, backend=backend, **limit)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         # evaluation would add as many variants again, for a fraction of the run
         runs_compiled = block.training and torch.is_grad_enabled()
-        chosen: Callable[..., Any] = compiled if runs_compiled else block._call_impl
-        return chosen(*args, **kwargs)
+        if not runs_compiled:
+            return plain(*args, **kwargs)
+        try:
+            return compiled(*args, **kwargs)
+        except BackendCompilerFailed as error:
+            cause = error.inner_exception
+            raise ConfigError(
+                "recipe: compile: the blocks must compile on this machine; got"
+                f" {type(cause).__name__}: {first_line(cause)}. Mend the compiler, which CXX may"
+                " name, or set compile: false"
+            ) from error
 
     return call
 

@@ -133,10 +133,25 @@ def test_without_a_compiler_the_recipe_is_refused_before_the_model_is_touched(mo
     with pytest.raises(ConfigError) as error:
         ftrt.attach(model, {"method": {"name": "lora"}, "compile": True})
     assert str(error.value) == (
-        "recipe: compile: needs a C++ compiler, which torch.compile calls during the first steps;"
-        " my-c++ is not on PATH. Install g++, name one in CXX, or set compile: false"
+        "recipe: compile: needs a C++ compiler on PATH, which torch.compile calls during the first"
+        " steps; got 'my-c++', which is not there. Install g++, name one in CXX, or set compile:"
+        " false"
     )
     assert vars(model) == state
+
+
+def test_a_compiler_that_fails_is_the_machines_fault_and_named():
+    def broken(graph, inputs):
+        raise RuntimeError("No working C++ compiler found\nmore")
+
+    model = attached().model
+    compile_blocks(model, backend=broken)
+    with pytest.raises(ConfigError) as error:
+        model(**unpadded(2, 8))
+    message = str(error.value)
+    assert message.startswith("recipe: compile: the blocks must compile on this machine; got")
+    assert "No working C++ compiler found" in message and "more" not in message
+    assert message.endswith("Mend the compiler, which CXX may name, or set compile: false")
 
 
 def test_both_ways_to_compile_at_once_are_refused():
