@@ -11,7 +11,7 @@ once here, not searched for in every x.
 __all__ = ["MAX_SEQUENCES", "calibrate"]
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +73,10 @@ class _Seen:
     gradient: _Error = field(default_factory=_Error)
     columns: tuple[int, ...] = ()
 
+    @property
+    def is_finite(self) -> bool:
+        return self.largest is None or bool(self.largest.isfinite().all())
+
 
 def calibrate(
     model: nn.Module,
@@ -104,7 +108,8 @@ def calibrate(
         A choice for each w8a8 layer, in the model's order; they are applied already.
 
     Raises:
-        UsageError: no layer computes w8a8, there is no batch, or a bound makes no sense.
+        UsageError: no layer computes w8a8, there is no batch, a bound makes no sense, or NaN or
+            infinity reaches every layer.
     """
     layers = {n: layer for n, layer in int8_layers(model).items() if layer.compute == "w8a8"}
     bounds = {"output": max_error, "gradient": max_gradient_error}
@@ -116,6 +121,7 @@ def calibrate(
         for layer in layers.values():
             layer.set_compute("w8a16")
         _measure_plain(model, layers, kept, seen)
+        _check_finite(seen)
         has_gradient = _measure_gradient(model, layers, cut(kept[0], GRADIENT_SEQUENCES), seen)
         _propose_outliers(seen, max_error, max_outliers)
         if any(facts.columns for facts in seen.values()):
@@ -143,16 +149,33 @@ def _check(
             "calibrate: some layer must compute w8a8; none does. Convert the model with"
             ' quantize_linears(model, compute="w8a8") first'
         )
-    if not all(bound > 0 for bound in bounds.values()) or max_outliers < 0 or max_sequences < 1:
+    has_bounds = all(0 < bound <= 1 for bound in bounds.values())
+    if not has_bounds or max_outliers < 0 or max_sequences < 1:
         raise UsageError(
-            "calibrate: max_error and max_gradient_error must be above 0, max_outliers at least 0"
-            f" and max_sequences at least 1; got {bounds['output']}, {bounds['gradient']},"
-            f" {max_outliers} and {max_sequences}"
+            "calibrate: max_error and max_gradient_error must be above 0 and at most 1,"
+            " max_outliers at least 0 and max_sequences at least 1; got"
+            f" {bounds['output']}, {bounds['gradient']}, {max_outliers} and {max_sequences}"
+        )
+
+
+def _check_finite(seen: dict[str, _Seen]) -> None:
+    """A layer may overflow and compute w8a16; where all do, nothing was measured."""
+    reached = [name for name, facts in seen.items() if facts.largest is not None]
+    if reached and not any(seen[name].is_finite for name in reached):
+        raise UsageError(
+            "calibrate: the inputs of the layers must be finite; got NaN or infinity in all"
+            f" {len(reached)} of them, {reached[0]} the first. Check the batches and the model's"
+            " weights"
         )
 
 
 def _first(batches: Iterable[Any], sequences: int) -> list[Any]:
     """Batches of together at most `sequences` rows."""
+    if isinstance(batches, Tensor | Mapping | str):
+        raise UsageError(
+            "calibrate: batches must be an iterable of batches; got a single"
+            f" {type(batches).__name__}. Write [batch]"
+        )
     kept: list[Any] = []
     for batch in batches:
         kept.append(cut(batch, sequences))
@@ -253,6 +276,8 @@ def _choose(name: str, facts: _Seen, bounds: dict[str, float]) -> LayerChoice:
     error = facts.remedied.value if facts.columns else before
     if before is None or error is None:
         return LayerChoice(name, "w8a16", reason="no input other than zero reached it")
+    if not facts.is_finite:
+        return LayerChoice(name, "w8a16", reason="an input that is not finite reached it")
     too_large = [
         f"{what} error {value:.4f} > {bounds[what]:g}"
         for what, value in (("output", error), ("gradient", gradient))

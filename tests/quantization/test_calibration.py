@@ -235,16 +235,6 @@ def test_layers_that_nothing_reaches_or_nothing_but_zeros_fall_back():
     }
 
 
-def test_an_input_that_is_not_finite_falls_back():
-    model = nn.ModuleDict({"q": nn.Linear(8, 8)})
-    model.forward = lambda x: model["q"](x)
-    quantize_linears(model, compute="w8a8")
-    x = torch.randn(4, 8)
-    x[0, 0] = float("inf")
-    (choice,) = calibrate(model, [x])
-    assert choice.compute == "w8a16" and "output error nan > 0.02" in choice.reason
-
-
 def test_layers_of_a_peft_model_are_measured_under_their_own_names():
     model = peft_bridge.wrap(w8a8(), _lora())
     choices = calibrate(model, batches())
@@ -316,9 +306,9 @@ def test_batches_of_every_form_are_counted_and_cut(batch, rows):
         (
             w8a8,
             list(batches()),
-            {"max_error": 0},
-            "calibrate: max_error and max_gradient_error must be above 0, max_outliers at least 0"
-            " and max_sequences at least 1; got 0, 0.045, 16 and 128",
+            {"max_error": 0, "max_gradient_error": 1000},
+            "calibrate: max_error and max_gradient_error must be above 0 and at most 1,"
+            " max_outliers at least 0 and max_sequences at least 1; got 0, 1000, 16 and 128",
         ),
     ],
 )
@@ -352,7 +342,9 @@ def test_choices_of_another_model_are_an_error():
     with pytest.raises(ConfigError, match=r"ftrt\.json: attention\.query: Int8Linear: outliers"):
         apply_choices(w8a8(), [replace(choice, outliers=(WIDTH,))], where="ftrt.json")
     for damage in ({"compute": "w4a4"}, {"outliers": 3}, {"name": None}, {"outliers": ["1"]}):
-        with pytest.raises(ConfigError, match="layers: each must have a name, a compute of w8a16"):
+        with pytest.raises(
+            ConfigError, match="layers: each layer must have a name, a compute of w8"
+        ):
             LayerChoice.from_json({**choice.to_json(), **damage})
 
 
