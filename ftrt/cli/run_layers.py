@@ -14,23 +14,28 @@ def summary_of(folder: Path) -> dict[str, Any]:
     """What the run's `ftrt.json` says of its layers: `path`, `summary` and `layers`.
 
     Raises:
-        CheckpointError: not a finished run, or of an ftrt that recorded no layers.
+        CheckpointError: not a finished run, or of an ftrt that recorded no layers, or a damaged
+            record.
     """
     from ftrt import checkpoint
-    from ftrt.nn.layer_report import summarize
+    from ftrt.nn.layer_report import LayerReport, summarize
+    from ftrt.runtime.calibration import check_layers
+    from ftrt.runtime.load import read_info
 
-    info = checkpoint.read_run_info(folder)
-    if info is None:
+    info = read_info(folder)
+    file = folder / checkpoint.RUN_INFO
+    if info.get("layers") is None:
         raise CheckpointError(
-            f"{folder}: must be a run folder with {checkpoint.RUN_INFO}; it has none"
+            f"{file}: must say how the layers compute; ftrt {info.get('ftrt_version')} made the run"
+            " and did not record it"
         )
-    layers = info.get("layers")
-    if not isinstance(layers, list):
-        raise CheckpointError(
-            f"{folder / checkpoint.RUN_INFO}: must say how the layers compute; ftrt"
-            f" {info.get('ftrt_version')} made the run and did not record it"
-        )
-    return {"path": str(folder), "summary": summarize(layers), "layers": layers}
+    rows = check_layers(info["layers"], str(file))
+    layers = [LayerReport.from_json(row, where=str(file)) for row in rows]
+    return {
+        "path": str(folder),
+        "summary": summarize(layers),
+        "layers": [layer.to_json() for layer in layers],
+    }
 
 
 def show_layers(run: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from ftrt.errors import ConfigError
 # How a layer multiplies: dequantized weights with float x, or int8 with x quantized per token.
 Compute = Literal["w8a16", "w8a8"]
 COMPUTES: tuple[str, ...] = get_args(Compute)
+_MEASURED = ("error_before", "error", "gradient_error")
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,12 @@ class LayerChoice:
         return {**asdict(self), "outliers": list(self.outliers)}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
+    def from_json(cls, values: Mapping[str, Any], *, where: str = "layers") -> Self:
         """What `to_json` wrote; keys it does not know are passed over.
+
+        Args:
+            values: the JSON object.
+            where: how an error names what it was read from.
 
         Raises:
             ConfigError: a value is not what `to_json` writes.
@@ -54,10 +59,12 @@ class LayerChoice:
             and known.get("compute") in COMPUTES
             and isinstance(outliers, (list, tuple))
             and all(isinstance(column, int) for column in outliers)
+            and all(isinstance(known.get(key), int | float | None) for key in _MEASURED)
+            and isinstance(known.get("reason", ""), str)
         )
         if not is_whole:
             raise ConfigError(
-                f"layers: each must have a name, a compute of {', '.join(COMPUTES)} and a list of"
-                f" outliers; got {dict(values)}"
+                f"{where}: each layer must have a name, a compute of {', '.join(COMPUTES)}, a list"
+                f" of outliers and numbers for errors; got {dict(values)}"
             )
         return cls(**{**known, "outliers": tuple(outliers)})

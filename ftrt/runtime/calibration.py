@@ -3,6 +3,7 @@
 __all__ = [
     "LAYERS",
     "Calibration",
+    "check_layers",
     "choose_computes",
     "on_batches",
     "on_rows",
@@ -13,7 +14,7 @@ __all__ = [
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from ftrt.errors import CheckpointError, ConfigError
 from ftrt.nn.layer_report import layer_report
 from ftrt.quantization.calibration import calibrate
 from ftrt.quantization.choices import LayerChoice
-from ftrt.quantization.int8_layers import apply_choices
+from ftrt.quantization.int8_layers import apply_choices, int8_layers
 from ftrt.recipe import QuantizationSection, Recipe
 
 if TYPE_CHECKING:
@@ -96,9 +97,7 @@ def on_rows(
     return on_batches(section, batches())
 
 
-def restore_layers(
-    model: nn.Module, layers: Sequence[Mapping[str, Any]] | None, where: str
-) -> None:
+def restore_layers(model: nn.Module, layers: Any, where: str) -> None:
     """Let the int8 layers of `model` compute as recorded.
 
     Args:
@@ -107,13 +106,34 @@ def restore_layers(
         where: the file they were read from.
 
     Raises:
-        CheckpointError: they are not of this model.
+        CheckpointError: they are no such list, or not of this model, or leave out a layer.
     """
+    if layers is None:
+        return
+    recorded = [layer for layer in check_layers(layers, where) if layer.get("kind") == "int8"]
     try:
-        choices = [LayerChoice.from_json(v) for v in layers or () if v.get("kind") == "int8"]
+        choices = [LayerChoice.from_json(layer, where=where) for layer in recorded]
         apply_choices(model, choices, where=where)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
+    lacking = sorted(set(int8_layers(model)) - {choice.name for choice in choices})
+    if lacking:
+        raise CheckpointError(
+            f"{where}: must say how every int8 layer computes; got {len(choices)} of"
+            f" {len(choices) + len(lacking)}, without {lacking[0]}. The file is damaged, or the"
+            " recipe's quantization has changed"
+        )
+
+
+def check_layers(layers: Any, where: str) -> list[dict[str, Any]]:
+    """`layers` as it is, if it is a list of JSON objects.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
+        raise CheckpointError(f"{where}: must be the JSON that ftrt wrote; got no list of layers")
+    return layers
 
 
 def write_layers(folder: Path, model: nn.Module) -> None:
@@ -135,6 +155,5 @@ def read_layers(folder: Path) -> Calibration | None:
         return None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file}: must be the JSON that ftrt wrote; {error}") from None
-    if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
-        raise CheckpointError(f"{file}: must be the JSON that ftrt wrote; got no list of layers")
+    check_layers(layers, str(file))
     return lambda model: restore_layers(model, layers, str(file))

@@ -27,7 +27,7 @@ from ftrt.recipe import Recipe, load
 from ftrt.registry import Registry
 from ftrt.runtime.attachment import Parts, Run, attach_parts, build_parts, check_setting
 from ftrt.runtime.base import read_base
-from ftrt.runtime.calibration import Calibration, on_rows, read_layers, write_layers
+from ftrt.runtime.calibration import LAYERS, Calibration, on_rows, read_layers, write_layers
 from ftrt.runtime.report import run_info, write_card, write_loss_plot
 
 if TYPE_CHECKING:
@@ -116,8 +116,16 @@ def train(
     _refuse_inputs_below(output, whole, overwrite=overwrite)
     say = listener.message if listener is not None else logger.info
     kept = read_layers(output) if resume else None
+    if kept is None and resume and checkpoint.last_checkpoint(output) is not None:
+        _say_what_is_lost(whole, output, say)
     job = _prepare(parts, output, say, kept=kept)
     return _run(job, fields, listener, say, resume=resume, overwrite=overwrite)
+
+
+def _say_what_is_lost(recipe: Recipe, output: Path, say: Say) -> None:
+    # the same rows of the same base give the same choice; another machine may round otherwise
+    if recipe.quantization is not None and recipe.quantization.compute == "w8a8":
+        say(f"{output / LAYERS} is missing: the int8 layers are calibrated anew")
 
 
 def _check_complete(recipe: Recipe) -> None:

@@ -135,6 +135,46 @@ def test_a_damaged_record_is_an_error(w8a8):
         ftrt.load_run(result.run_dir)
 
 
+def test_a_record_that_leaves_out_layers_is_an_error(w8a8):
+    result = ftrt.train(w8a8)
+    record = result.run_dir / "layers.json"
+    layers = json.loads(record.read_text())
+    for kept in (0, 5):
+        record.write_text(json.dumps(layers[:kept]))
+        with pytest.raises(CheckpointError) as caught:
+            ftrt.train(w8a8, resume=True)
+        assert (
+            f"{record}: must say how every int8 layer computes; got {kept} of 13, without"
+            in str(caught.value)
+        )
+    record.write_text(json.dumps([{**layers[0], "error": "much"}, *layers[1:]]))
+    with pytest.raises(
+        CheckpointError, match=r"layers\.json: each layer must have a name.*numbers"
+    ):
+        ftrt.train(w8a8, resume=True)
+
+
+def test_a_record_that_is_gone_is_measured_anew_and_said(w8a8, caplog):
+    first = ftrt.train(w8a8)
+    (first.run_dir / "layers.json").unlink()
+    w8a8["training"].update(num_train_epochs=2)
+    caplog.set_level(logging.INFO)
+    second = ftrt.train(w8a8, resume=True)
+    assert second.steps == 2 * first.steps
+    assert "layers.json is missing: the int8 layers are calibrated anew" in caplog.text
+    assert (second.run_dir / "layers.json").is_file()
+
+
+@pytest.mark.parametrize("layers", ["x", {"a": 1}, [1]])
+def test_a_loaded_run_refuses_a_damaged_list_of_layers(w8a8, layers):
+    result = ftrt.train(w8a8)
+    (result.run_dir / "ftrt.json").write_text(
+        json.dumps({**info_of(result.run_dir), "layers": layers})
+    )
+    with pytest.raises(CheckpointError, match=r"ftrt\.json: must be the JSON that ftrt wrote"):
+        ftrt.load_run(result.run_dir)
+
+
 def test_a_run_of_an_ftrt_that_recorded_no_layers_still_loads(recipe_tree):
     result = ftrt.train(recipe_tree)
     info = info_of(result.run_dir)
