@@ -30,11 +30,12 @@ def merge(
         typer.Option(help="Dtype of the merged weights."),
     ] = "float32",
     min_retained: Annotated[
-        float,
+        float | None,
         typer.Option(
-            min=0, max=1, help="int8: refuse if less than this share of the gain survives."
+            help="int8: refuse if less than this share (0..1) of the gain survives.",
+            show_default="0.9",
         ),
-    ] = 0.9,
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="int8: write the model however little survives.")
     ] = False,

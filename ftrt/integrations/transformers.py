@@ -1,8 +1,10 @@
 """Reading and writing models and tokenizers with transformers."""
 
 __all__ = [
+    "FLOAT_DTYPES",
     "check_length",
     "first_line",
+    "float_dtype",
     "keep_layers",
     "load_deferred",
     "load_model",
@@ -42,6 +44,9 @@ from ftrt.errors import (
 from ftrt.integrations import transformers_loading
 from ftrt.quantization.deferred import materialize
 
+# What the weights of a model may be in, apart from int8.
+FLOAT_DTYPES = ("float32", "bfloat16", "float16")
+
 logger = logging.getLogger(__name__)
 
 
@@ -63,6 +68,18 @@ def quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
+def float_dtype(name: str) -> torch.dtype:
+    """The torch dtype of that name, one of `FLOAT_DTYPES`.
+
+    Raises:
+        ConfigError: none of them.
+    """
+    if name not in FLOAT_DTYPES:
+        raise ConfigError(f"dtype: must be one of {', '.join(FLOAT_DTYPES)}; got {name!r}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
 def load_model(
     path: str,
     auto_class: str,
@@ -82,22 +99,24 @@ def load_model(
         config: values of the model's config to change (say, `attention_probs_dropout_prob`).
 
     Raises:
-        ConfigError: `config` names a key that the model's config does not have.
+        ConfigError: `config` names a key that the model's config does not have; or there is no such
+            dtype or Auto class.
         CheckpointError: the folder is missing, incomplete or corrupt, or holds a model of another
             task.
         UnsupportedError: the checkpoint is quantized, and not as LLM.int8.
     """
-    folder = _checked_folder(path)
+    weights, folder = float_dtype(dtype), _checked_folder(path)
+    _check_auto_class(auto_class)
     settings = {**_fresh_options(folder, options or {}), **_config_changes(folder, config or {})}
     with _reading(folder, auto_class):
         if transformers_loading.is_quantized(folder):
             model = transformers_loading.load_deferred(
-                folder, auto_class, dtype=getattr(torch, dtype), settings=settings
+                folder, auto_class, dtype=weights, settings=settings
             )
             materialize(model)
         else:
             model = getattr(transformers, auto_class).from_pretrained(
-                folder, dtype=getattr(torch, dtype), local_files_only=True, **settings
+                folder, dtype=weights, local_files_only=True, **settings
             )
     return model
 
@@ -116,11 +135,21 @@ def load_deferred(
     Raises:
         CheckpointError: as `load_model`; also where the weights are not safetensors.
     """
-    folder = _checked_folder(path)
+    weights, folder = float_dtype(dtype), _checked_folder(path)
+    _check_auto_class(auto_class)
     settings = {**_fresh_options(folder, options or {}), **_config_changes(folder, config or {})}
     with _reading(folder, auto_class):
         return transformers_loading.load_deferred(
-            folder, auto_class, dtype=getattr(torch, dtype), settings=settings
+            folder, auto_class, dtype=weights, settings=settings
+        )
+
+
+def _check_auto_class(name: str) -> None:
+    if not hasattr(transformers, name):
+        known = [known for known in dir(transformers) if known.startswith("AutoModel")]
+        raise ConfigError(
+            "auto_class: must be the name of a transformers Auto class, say AutoModelForCausalLM;"
+            f" got {name!r}{suggest(name, known)}"
         )
 
 
@@ -227,6 +256,10 @@ def model_folder(path: str) -> Path:
             return _converted(path)
         return resolve(path)
     folder = Path(path).expanduser()
+    if folder.is_file():
+        raise CheckpointError(
+            f"{path}: model path must be a folder or asset:NAME; a file stands there"
+        )
     if not folder.is_dir():
         names = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
         near = suggest(folder.name, names) if names else ""

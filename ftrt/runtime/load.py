@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ftrt import checkpoint
 from ftrt.api import Head
 from ftrt.data import EncodedSplit, encode_split, load_splits, read_prediction_rows
@@ -27,7 +25,8 @@ from ftrt.integrations import peft as peft_bridge
 from ftrt.integrations import transformers as bridge
 from ftrt.integrations import transformers_training as training
 from ftrt.integrations.transformers_loss import choose_loss
-from ftrt.recipe import DataSection, Recipe, parse
+from ftrt.quantization.convert import dequantize_linears
+from ftrt.recipe import DataSection, QuantizationSection, Recipe, parse
 from ftrt.registry import Registry
 from ftrt.runtime.base import quantize_base, read_base
 from ftrt.runtime.calibration import restore_layers
@@ -62,12 +61,17 @@ def load_run(
         path: the run folder.
         base: where the base model is, if not where the recipe had it.
         dtype: dtype of the float weights; the recipe's by default.
-        quantized: put the base in int8; as the recipe had it by default.
+        quantized: True puts the linear layers in int8, False reads them in float; as the run had
+            them by default.
 
     Raises:
         CheckpointError: not a run folder, files missing or corrupt, or the base is not the one it
             was trained on.
+        ConfigError: not a dtype of weights.
+        UsageError: a base is given for a run that holds a full model.
     """
+    if dtype is not None:
+        bridge.float_dtype(dtype)
     folder = Path(path).expanduser()
     info = read_info(folder)
     recipe = parse(info["recipe"], str(folder / checkpoint.RUN_INFO))
@@ -81,6 +85,8 @@ def load_run(
     head.load_state(info["head"]["state"])
     tokenizer = bridge.load_tokenizer(str(folder))
     is_adapter = info["kind"] == "adapter"
+    if base is not None and not is_adapter:
+        raise UsageError(f"{folder}: holds a full model, which has no base; got base {base!r}")
     source = base or recipe.model.path if is_adapter else str(folder)
     # a full model's own config.json already has the blocks and settings it was trained with
     section = (
@@ -89,19 +95,23 @@ def load_run(
         else recipe.model.model_copy(update={"layers": None, "config": {}})
     )
     # a full model's own folder says what of it is int8
-    quantization = recipe.quantization if is_adapter and quantized is not False else None
+    recorded = recipe.quantization if is_adapter and quantized is not False else None
+    quantization = recorded or (QuantizationSection() if quantized else None)
     model: Any = read_base(section, head, quantization=quantization, path=source)
     if is_adapter:
         model = head.attach(model, tokenizer)
         _check_base(model, info, source, folder)
-        quantize_base(model, quantization, head.new_modules(model))
-        if quantization is not None:
-            restore_layers(model, info.get("layers"), str(folder / checkpoint.RUN_INFO))
+    quantize_base(model, quantization, head.new_modules(model))
+    if recorded is not None:
+        restore_layers(model, info.get("layers"), str(folder / checkpoint.RUN_INFO))
+    if quantized is False:
+        dequantize_linears(model)
+    if is_adapter:
         with bridge.quiet():
             model = peft_bridge.load(model, folder)
     if dtype is not None:
         # only now: the base is recognised by its values in the dtype it was trained in
-        model = model.to(getattr(torch, dtype))
+        model = model.to(bridge.float_dtype(dtype))
     return LoadedRun(model.train(False), tokenizer, head, recipe, info, folder)
 
 
@@ -112,7 +122,8 @@ def read_info(folder: Path) -> dict[str, Any]:
         CheckpointError: not a run folder, or the run is not finished.
     """
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: must be a run folder; it does not exist")
+        found = "a file stands there" if folder.exists() else "it does not exist"
+        raise CheckpointError(f"{folder}: must be a run folder; {found}")
     info = checkpoint.read_run_info(folder)
     if info is None:
         unfinished = checkpoint.last_checkpoint(folder)
@@ -147,6 +158,7 @@ def load_model(path: str, *, head: Head | None = None, dtype: str = "float32") -
             a run folder, which knows its own.
         dtype: dtype of the float weights.
     """
+    bridge.float_dtype(dtype)
     if not path.startswith("asset:") and (Path(path).expanduser() / checkpoint.RUN_INFO).is_file():
         run = load_run(path, dtype=dtype)
         return run.model, run.tokenizer

@@ -1,6 +1,6 @@
 """`merge_run`: a run's adapter written into its base, in float or in int8."""
 
-__all__ = ["FLOAT_DTYPES", "Gain", "MergeResult", "merge_run"]
+__all__ = ["Gain", "MergeResult", "merge_run"]
 
 import contextlib
 import logging
@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from ftrt.integrations import peft as peft_bridge
 from ftrt.integrations import transformers as bridge
 from ftrt.integrations.peft_requantize import adapters_off
 from ftrt.integrations.transformers_saving import save_llm_int8
+from ftrt.nn.layer_report import layer_report
 from ftrt.quantization.deferred import chosen_layers, float_weight
 from ftrt.quantization.granularity import PerChannel
 from ftrt.quantization.int8_layers import int8_layers
@@ -38,7 +38,6 @@ from ftrt.runtime.base import read_base
 from ftrt.runtime.load import LoadedRun, held_out, load_run, measure, read_info
 from ftrt.runtime.report import card
 
-FLOAT_DTYPES = ("float32", "bfloat16", "float16")
 # The share of what the adapter learnt that an int8 model must keep.
 MIN_RETAINED = 0.9
 
@@ -137,7 +136,7 @@ def merge_run(
     *,
     base: str | None = None,
     dtype: str = "float32",
-    min_retained: float = MIN_RETAINED,
+    min_retained: float | None = None,
     force: bool = False,
     evaluate: bool = True,
 ) -> MergeResult:
@@ -154,39 +153,51 @@ def merge_run(
         base: where the base model is, if it moved since training.
         dtype: "float32", "bfloat16", "float16" or "int8".
         min_retained: int8: refuse below this share of the gain, or of the delta where no gain was
-            measured.
+            measured; 0.9 by default.
         force: int8: write the model also below that.
         evaluate: int8: measure the gain; False goes by the delta alone.
 
     Raises:
-        UsageError: the run holds a full model already.
+        ConfigError: there is no such dtype.
+        UsageError: the run holds a full model already; or options of int8 stand with another dtype.
         CheckpointError: `output` is not empty or cannot be written.
         UnsupportedError: the method cannot be merged; or too little of the adapter survives.
     """
     info = read_info(Path(path).expanduser())
     if info["kind"] != "adapter":
         raise UsageError(f"{path}: holds a full model already; there is no adapter to merge")
-    if dtype not in (*FLOAT_DTYPES, "int8"):
-        raise ConfigError(f"merge: dtype must be {', '.join(FLOAT_DTYPES)} or int8; got {dtype!r}")
-    if not 0 <= min_retained <= 1:
-        raise ConfigError(f"merge: min_retained must be within 0..1; got {min_retained}")
+    _check_options(dtype, min_retained, force=force, evaluate=evaluate)
     folder = Path(output).expanduser()
     with _reserved(folder):
         if dtype != "int8":
             run = load_run(path, base=base, quantized=False)
-            merged = peft_bridge.merge(run.model).to(getattr(torch, dtype))
+            merged = peft_bridge.merge(run.model).to(bridge.float_dtype(dtype))
             with _staging(folder) as staging:
                 bridge.save(merged, run.tokenizer, staging)
             return MergeResult(folder, dtype)
         run = load_run(path, base=base)
-        merged, result = _merged_int8(run, folder, base, min_retained, evaluate=evaluate)
-        if result.retained < min_retained and not force:
+        bound = MIN_RETAINED if min_retained is None else min_retained
+        merged, result = _merged_int8(run, folder, base, bound, evaluate=evaluate)
+        if result.retained < bound and not force:
             raise UnsupportedError(_refusal(path, result))
         with _staging(folder) as staging:
             save_llm_int8(merged, staging)
             run.tokenizer.save_pretrained(staging)
             _write_info(staging, folder, merged, run.info, result)
     return result
+
+
+def _check_options(dtype: str, min_retained: float | None, *, force: bool, evaluate: bool) -> None:
+    known = bridge.FLOAT_DTYPES
+    if dtype not in (*known, "int8"):
+        raise ConfigError(f"merge: dtype must be {', '.join(known)} or int8; got {dtype!r}")
+    if dtype != "int8" and (min_retained is not None or force or not evaluate):
+        raise UsageError(
+            "merge: --min-retained, --force and --no-eval must come with --dtype int8, where a part"
+            f" of the adapter may be lost; got {dtype}. Leave them out, or merge into int8"
+        )
+    if min_retained is not None and not 0 <= min_retained <= 1:
+        raise UsageError(f"merge: --min-retained must be within 0..1; got {min_retained}")
 
 
 def _merged_int8(
@@ -244,33 +255,43 @@ def _original_weights(run: LoadedRun, base: str | None) -> tuple[list[str], Any]
 
 def _refusal(path: str | Path, result: MergeResult) -> str:
     gain = result.gain
+    kept = _percent(result.retained, result.min_retained)
     if gain is not None and result.decided_by == "gain":
         found = (
             f"what the adapter gained on the {gain.rows} {gain.split} rows; it keeps"
-            f" {result.retained:.0%} ({gain.metric}: {gain.base:.4f} without the adapter,"
+            f" {kept} ({gain.metric}: {gain.base:.4f} without the adapter,"
             f" {gain.adapter:.4f} with it, {gain.merged:.4f} merged)"
         )
     else:
         worst = min(result.layers, key=lambda layer: layer.retained)
         found = (
-            f"the adapter's weights; it keeps {result.retained:.0%} (least in {worst.name},"
-            f" {worst.retained:.0%}): they are small beside the steps of int8 and are rounded away"
+            f"the adapter's weights; it keeps {kept} (least in {worst.name},"
+            f" {_percent(worst.retained, result.min_retained)}): what is small beside the steps of"
+            " int8 is rounded away"
         )
     return (
-        f"{path}: the int8 model must keep at least {result.min_retained:.0%} of {found}. Nothing"
-        " was written. Merge with --dtype bfloat16, keep the adapter apart, or write it all the"
-        " same with --force"
+        f"{path}: the int8 model must keep at least {100 * result.min_retained:g}% of {found}."
+        " Nothing was written. Merge with --dtype bfloat16, keep the adapter apart, or write it all"
+        " the same with --force"
     )
+
+
+def _percent(share: float, bound: float) -> str:
+    """A share in percent, with the digits that tell it from the bound it is below."""
+    for digits in range(6):
+        if f"{share:.{digits}%}" != f"{bound:.{digits}%}":
+            break
+    return f"{share:.{digits}%}"
 
 
 def _write_info(
     staging: Path, folder: Path, merged: Any, info: Mapping[str, Any], result: MergeResult
 ) -> None:
-    layers = int8_layers(merged)
     whole = {
-        **{key: value for key, value in info.items() if key != "layers"},
+        **info,
         "kind": "model",
-        "quantized_layers": list(layers),
+        "quantized_layers": list(int8_layers(merged)),
+        "layers": [layer.to_json() for layer in layer_report(merged)],
         "merge": result.to_json(),
     }
     checkpoint.write_run_info(staging, whole)

@@ -123,3 +123,20 @@ def test_another_quantization_is_refused(tmp_path):
     for load in (ftrt.load_quantized, bridge.load_model):
         with pytest.raises(UnsupportedError, match=r"float or LLM\.int8; .* 'gptq'"):
             load(path, auto_class)
+
+
+def test_a_dtype_or_an_auto_class_that_is_none_is_not_the_checkpoints_fault(tmp_path):
+    path, auto_class = write_model(tmp_path, "language model")
+    with pytest.raises(ConfigError) as caught:
+        ftrt.load_quantized(path, auto_class, dtype="int4")
+    expected = "dtype: must be one of float32, bfloat16, float16; got 'int4'"
+    assert str(caught.value) == expected
+    with pytest.raises(ConfigError) as caught:
+        ftrt.load_model(path, dtype="int4")
+    assert str(caught.value) == expected
+    with pytest.raises(ConfigError) as caught:
+        ftrt.load_quantized(path, "AutoModelForCausaLM")
+    assert str(caught.value) == (
+        "auto_class: must be the name of a transformers Auto class, say AutoModelForCausalLM; got"
+        " 'AutoModelForCausaLM'; did you mean 'AutoModelForCausalLM'?"
+    )

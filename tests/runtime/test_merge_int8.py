@@ -9,12 +9,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import ftrt
+from ftrt.cli.run_layers import summary_of
 from ftrt.errors import CheckpointError, ConfigError, UnsupportedError, UsageError
 from ftrt.integrations import transformers as bridge
 from ftrt.quantization.int8_layers import int8_layers
 from ftrt.quantization.retention import LayerRetention
 from ftrt.runtime import evaluate_run, load_run, merge_run
-from ftrt.runtime.merge import Gain, MergeResult
+from ftrt.runtime.merge import Gain, MergeResult, _percent
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,9 @@ def test_the_folder_is_a_model_a_run_and_says_how_it_was_made(learnt, merged):
     info = json.loads((merged.folder / "ftrt.json").read_text())
     assert info["kind"] == "model" and len(info["quantized_layers"]) == 12
     assert info["merge"] == json.loads(json.dumps(merged.to_json()))
+    assert [layer["name"] for layer in info["layers"]] == info["quantized_layers"]
+    assert {(row["compute"], row["adapter"]) for row in info["layers"]} == {("w8a16", "none")}
+    assert summary_of(merged.folder)["summary"].startswith("12 layers in int8, 12 compute w8a16")
     run = load_run(merged.folder)
     assert len(int8_layers(run.model)) == 12
     # the folder measures what merging reported
@@ -118,6 +122,15 @@ def test_a_recipe_may_start_from_the_merged_model(merged, recipe_tree):
     info = json.loads((result.run_dir / "ftrt.json").read_text())
     assert len(info["quantized_layers"]) == 12
     assert evaluate_run(result.run_dir)["accuracy"] == result.after["accuracy"]
+
+
+def test_the_merged_model_has_no_base_and_reads_in_float(merged):
+    with pytest.raises(UsageError, match=r"holds a full model, which has no base; got base 'x'"):
+        load_run(merged.folder, base="x")
+    whole = load_run(merged.folder, quantized=False).model
+    assert not int8_layers(whole)
+    weight = whole.bert.pooler.dense.weight
+    assert torch.equal(weight, load_run(merged.folder).model.bert.pooler.dense.dequantize())
 
 
 def test_merging_the_merged_model_is_refused(merged, tmp_path):
@@ -241,9 +254,34 @@ def test_without_layers_everything_is_kept(tmp_path):
 def test_wrong_values_are_refused_before_anything_is_read(learnt, tmp_path):
     with pytest.raises(ConfigError, match="float32, bfloat16, float16 or int8; got 'int4'"):
         merge_run(learnt, tmp_path / "out", dtype="int4")
-    with pytest.raises(ConfigError, match=r"within 0\.\.1; got 1\.5"):
-        merge_run(learnt, tmp_path / "out", dtype="int8", min_retained=1.5)
+    for share in (1.5, -0.1, math.nan):
+        with pytest.raises(UsageError, match=rf"--min-retained must be within 0\.\.1; got {share}"):
+            merge_run(learnt, tmp_path / "out", dtype="int8", min_retained=share)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", [{"min_retained": 0.9}, {"force": True}, {"evaluate": False}])
+def test_what_guards_int8_is_refused_with_another_dtype(learnt, tmp_path, option):
+    with pytest.raises(UsageError) as caught:
+        merge_run(learnt, tmp_path / "out", dtype="bfloat16", **option)
+    assert str(caught.value) == (
+        "merge: --min-retained, --force and --no-eval must come with --dtype int8, where a part of"
+        " the adapter may be lost; got bfloat16. Leave them out, or merge into int8"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("kept", "bound", "said"),
+    [
+        (0.5, 0.9, "50%"),
+        (0.999990612, 1.0, "99.999%"),
+        (0.994, 0.9949, "99.4%"),
+        (-math.inf, 0.9, "-inf%"),
+    ],
+)
+def test_a_refusal_never_says_that_the_bound_is_met(kept, bound, said):
+    assert _percent(kept, bound) == said
 
 
 def test_a_diverged_adapter_names_the_layer(learnt, tmp_path):
@@ -270,8 +308,9 @@ def test_a_disk_that_fills_up_leaves_nothing(learnt, tmp_path, monkeypatch, dtyp
         )
     else:
         monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
+    options = {"force": True, "evaluate": False} if dtype == "int8" else {}
     with pytest.raises(CheckpointError, match=r"written whole; the disk is full.*Nothing was"):
-        merge_run(learnt, tmp_path / "int8", dtype=dtype, force=True, evaluate=False)
+        merge_run(learnt, tmp_path / "int8", dtype=dtype, **options)
     assert not (tmp_path / "int8").exists()
 
 

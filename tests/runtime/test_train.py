@@ -19,6 +19,7 @@ from ftrt.errors import (
     UnsupportedError,
     UsageError,
 )
+from ftrt.quantization.int8_layers import int8_layers
 from ftrt.runtime import evaluate_run, merge_run, predict_run
 
 
@@ -205,6 +206,15 @@ def test_wrong_base_is_refused(recipe_tree, tiny_bert_dir, tmp_path):
     AutoTokenizer.from_pretrained(tiny_bert_dir).save_pretrained(other)
     with pytest.raises(CheckpointError, match="must be the model it was trained on.*--base"):
         ftrt.load_run(result.run_dir, base=str(other))
+
+
+def test_a_float_run_reads_in_int8_and_back_when_asked(recipe_tree):
+    recipe_tree["quantization"] = None
+    path = ftrt.train(recipe_tree).run_dir
+    assert len(int8_layers(ftrt.load_run(path, quantized=True).model)) == 13
+    assert not int8_layers(ftrt.load_run(path).model)
+    with pytest.raises(ConfigError, match=r"^dtype: must be one of float32, .*; got 'int8'$"):
+        ftrt.load_run(path, dtype="int8")
 
 
 def test_shallower_student_keeps_the_named_blocks(recipe_tree):
