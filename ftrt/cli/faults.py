@@ -95,7 +95,8 @@ def _usage(error: BaseException) -> str:
     text = str(getattr(error, "message", error)) if near else error.format_message()  # type: ignore[attr-defined]
     if near:
         text = f"{text}; did you mean {' or '.join(near)}?"
-    text = text.replace(". Did you mean", "; did you mean")
+    # pydantic, which checks values for typer, starts a ValueError's text with its kind
+    text = text.replace(". Did you mean", "; did you mean").replace(": Value error, ", ": ")
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "ftrt"
     stop = "" if text.endswith((".", "?", "!")) else "."

@@ -168,3 +168,36 @@ def _(place):
 @case("merging over an existing folder", 5, "output must be empty or new")
 def _(place):
     return ["merge", str(place.run), str(place.copy_of_run())]
+
+
+@case("a file as model", 5, "model path must be a folder or asset:NAME; a file stands there")
+def _(place):
+    (place.folder / "model.bin").write_text("x")
+    place.tree["model"]["path"] = str(place.folder / "model.bin")
+
+
+@case("doctor on a folder that is not there", 5, "nowhere: must be a run folder; it does not exist")
+def _(place):
+    return ["doctor", str(place.folder / "nowhere")]
+
+
+@case("doctor on a file", 5, "recipe.yaml: must be a run folder; a file stands there")
+def _(place):
+    return ["doctor", place.recipe()]
+
+
+def _with_layers(place, layers):
+    broken = place.copy_of_run()
+    info = json.loads((broken / "ftrt.json").read_text())
+    (broken / "ftrt.json").write_text(json.dumps({**info, "layers": layers}))
+    return ["doctor", str(broken)]
+
+
+@case("layers of a run corrupt", 5, r"ftrt\.json: must be the JSON that ftrt wrote; got no list")
+def _(place):
+    return _with_layers(place, [1])
+
+
+@case("a layer without its compute", 5, r"ftrt\.json: each layer must say what it computes")
+def _(place):
+    return _with_layers(place, [{"name": "a", "kind": "int8"}])

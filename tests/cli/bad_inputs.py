@@ -87,7 +87,8 @@ def run_case(one: Case, place: Place) -> tuple[int, str, str]:
 
 def last_message(stderr: str, place: Place) -> str:
     """The error message, with the scratch folder's name taken out."""
-    text = stderr[stderr.rindex("error: ") + len("error: ") :] if "error: " in stderr else stderr
+    # at the start of a line: a key such as max_error is followed by a colon too
+    text = f"\n{stderr}".rpartition("\nerror: ")[2]
     for path, name in ((place.folder, "…"), (place.model, "model"), (place.run, "runs/demo")):
         text = text.replace(str(path), name)
     return " ".join(text.split())

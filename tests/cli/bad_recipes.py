@@ -46,6 +46,23 @@ def _(place):
     return ["merge", str(broken), str(place.folder / "merged")]
 
 
+@case("merging into a dtype that is none", 2, "'--dtype': 'int4' is not one of .*'int8'")
+def _(place):
+    return ["merge", str(place.run), str(place.folder / "merged"), "--dtype", "int4"]
+
+
+@case("a bound of int8 for a float merge", 2, "must come with --dtype int8.*got bfloat16")
+def _(place):
+    out = str(place.folder / "merged")
+    return ["merge", str(place.run), out, "--dtype", "bfloat16", "--min-retained", "0.9"]
+
+
+@case("a bound that is no share", 2, r"--min-retained must be within 0\.\.1; got 2\.0")
+def _(place):
+    out = str(place.folder / "merged")
+    return ["merge", str(place.run), out, "--dtype", "int8", "--min-retained", "2"]
+
+
 @case("recipe file missing", 3, "the recipe must be a file; it does not exist")
 def _(place):
     return ["train", str(place.folder / "nowhere.yaml")]
@@ -126,6 +143,25 @@ def _(place):
 @case("max_length beyond the model's positions", 3, "at most the 64 positions of bert; got 100")
 def _(place):
     place.tree["data"]["max_length"] = 100
+
+
+@case("unknown compute", 3, "quantization.compute: must be 'w8a16' or 'w8a8'; got 'w4a8'")
+def _(place):
+    place.tree["quantization"]["compute"] = "w4a8"
+
+
+@case("w8a8 with a scale per group", 3, "w8a8 must have granularity: per_channel.*got per_group")
+def _(place):
+    place.tree["quantization"] = {
+        "compute": "w8a8",
+        "granularity": "per_group",
+        "group_size": 4,
+    }
+
+
+@case("a calibration bound out of range", 3, "calibration.max_error: must be <= 1; got 1000")
+def _(place):
+    place.tree["quantization"] = {"compute": "w8a8", "calibration": {"max_error": 1000}}
 
 
 @case("sections missing", 3, "recipe: model: must be given")
