@@ -18,6 +18,12 @@ from torch import Tensor, nn
 from ftrt.api import Method
 from ftrt.errors import CheckpointError, UnsupportedError, UsageError
 from ftrt.integrations.peft_config import check_bare, config_for
+from ftrt.integrations.peft_int8 import (
+    Int8AsLinear,
+    guard_merging,
+    show_as_linear,
+    show_as_they_are,
+)
 from ftrt.integrations.peft_load import load
 from ftrt.integrations.peft_lora import fuse_layers, unfuse_layers
 from ftrt.integrations.peft_requantize import requantize_layers
@@ -65,13 +71,16 @@ def wrap(
         model, method, new_modules=new_modules, task_type=task_type, options=options
     )
     model.requires_grad_(False)
+    shown = show_as_linear(model, config)
     try:
         peft_model = get_peft_model(model, config, adapter_name=adapter_name)
-    except ValueError as error:
+    except (ValueError, NotImplementedError) as error:
+        show_as_they_are(shown)
         raise UnsupportedError(
             f"method {method.name!r}: cannot adapt {type(model).__name__}; {error}"
         ) from error
     fuse_layers(peft_model)
+    guard_merging(peft_model)
     return peft_model
 
 
@@ -172,6 +181,10 @@ def _checked_method(peft_model: PeftModel) -> str:
 
 
 def _unloaded(peft_model: PeftModel, label: str) -> nn.Module:
+    for layer in peft_model.modules():
+        base = getattr(layer, "base_layer", None)
+        if isinstance(layer, BaseTunerLayer) and isinstance(base, Int8AsLinear):
+            layer.base_layer = base.to_linear()
     try:
         merged: nn.Module = peft_model.merge_and_unload(safe_merge=True)
     except NotImplementedError as error:
@@ -179,7 +192,12 @@ def _unloaded(peft_model: PeftModel, label: str) -> nn.Module:
             f"merge: method {label!r} cannot be merged into the weights; keep it as an adapter"
         ) from error
     except ValueError as error:
-        raise CheckpointError(f"merge: method {label!r}: {error}") from error
+        if "NaN" in str(error):
+            raise CheckpointError(f"merge: method {label!r}: {error}") from error
+        raise UnsupportedError(
+            f"merge: method {label!r} cannot be merged into these weights: {error}; keep it as an"
+            " adapter"
+        ) from error
     return merged
 
 

@@ -110,9 +110,8 @@ def _peft_config(
         # PEFT's own configs hold a set, and parts of PEFT refuse a list
         config.target_modules = found if isinstance(found, str) else set(found)
     int8 = {name for name, module in model.named_modules() if isinstance(module, Int8Linear)}
-    _allow_int8(
-        config, any(name in int8 or f"{name}.base_layer" in int8 for name in names), method.name
-    )
+    if is_plain_lora(config) and any(n in int8 or f"{n}.base_layer" in int8 for n in names):
+        lora_on_int8(config)
     return cast(PeftConfig, config)
 
 
@@ -152,17 +151,6 @@ def _check_checkpointing(model: nn.Module, method: Method) -> None:
             f" {type(model).__name__} has enabled; call gradient_checkpointing_disable(), or choose"
             " a method that supports it, such as lora"
         )
-
-
-def _allow_int8(config: PeftConfig, has_int8_targets: bool, name: str) -> None:
-    if not has_int8_targets:
-        return
-    if not is_plain_lora(config):
-        raise UnsupportedError(
-            f"method {name!r}: PEFT's {type(config).__name__.removesuffix('Config')} cannot adapt"
-            " int8 layers; use a float base, or lora"
-        )
-    lora_on_int8(config)
 
 
 def modules_to_save(names: Sequence[str], task_type: str | None) -> list[str] | None:

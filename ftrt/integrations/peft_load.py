@@ -16,6 +16,7 @@ from ftrt.api import LinearMethod
 from ftrt.errors import CheckpointError, UsageError
 from ftrt.integrations.peft_config import check_bare, check_int8, modules_to_save
 from ftrt.integrations.peft_files import check_base, check_tensors, read_config, read_tensors
+from ftrt.integrations.peft_int8 import guard_merging, show_as_linear, show_as_they_are
 from ftrt.integrations.peft_lora import fuse_layers, is_plain_lora, lora_on_int8
 from ftrt.integrations.peft_tuner import FtrtConfig
 from ftrt.nn import Int8Linear
@@ -59,6 +60,7 @@ def load(
     check_base(model, folder)
     _prepare_loaded(config, model, method, folder)
     config.inference_mode = not is_trainable
+    shown = show_as_linear(model, config)
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         peft_model = _inject(model, config, adapter_name, folder)
@@ -69,10 +71,12 @@ def load(
         set_peft_model_state_dict(peft_model, tensors, adapter_name=adapter_name)
     except BaseException:
         _take_off(model, adapter_name)
+        show_as_they_are(shown)
         for parameter, requires_grad in flags:
             parameter.requires_grad_(requires_grad)
         raise
     fuse_layers(peft_model)
+    guard_merging(peft_model)
     return peft_model if is_trainable else peft_model.eval()
 
 

@@ -66,6 +66,7 @@ class MethodCallback(TrainerCallback):
     def __init__(self, method: Method, losses: LossHandle | None) -> None:
         self._method = method
         self._losses = losses
+        self._has_state = type(method).training_state is not Method.training_state
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -84,8 +85,7 @@ class MethodCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Give a resumed method its state back."""
-        model = kwargs["model"]
-        if state.global_step == 0 or not self._method.training_state(model):
+        if state.global_step == 0 or not self._has_state:
             return
         file = _state_file(args, state)
         try:
@@ -95,14 +95,14 @@ class MethodCallback(TrainerCallback):
                 f"{file}: must hold the state of method {self._method.name!r}; {error}. Start anew"
                 " with --overwrite"
             ) from None
-        self._method.load_training_state(model, found)
+        self._method.load_training_state(kwargs["model"], found)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Write the method's state into the checkpoint."""
-        found = self._method.training_state(kwargs["model"])
-        if found and state.is_world_process_zero:
+        if self._has_state and state.is_world_process_zero:
+            found = self._method.training_state(kwargs["model"])
             whole = {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
             save_file(whole, _state_file(args, state))
 

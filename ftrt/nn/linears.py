@@ -13,8 +13,10 @@ from ftrt.quantization.output_head import output_head_names
 
 
 def is_linear(module: nn.Module) -> TypeGuard[nn.Linear | Int8Linear]:
-    """Whether `module` is exactly an `nn.Linear` or an `Int8Linear`; a subclass is neither."""
-    return type(module) in (nn.Linear, Int8Linear)
+    """Whether `module` is exactly an `nn.Linear`, whose subclasses may compute something else, or
+    an `Int8Linear`.
+    """
+    return type(module) is nn.Linear or isinstance(module, Int8Linear)
 
 
 def dense_weight(linear: nn.Module) -> Tensor:

@@ -99,7 +99,7 @@ def dequantize_linears(model: nn.Module) -> list[str]:
     Returns:
         Full names of the converted layers, in the model's order.
     """
-    names = [name for name, module in model.named_modules() if type(module) is Int8Linear]
+    names = [name for name, module in model.named_modules() if isinstance(module, Int8Linear)]
     _replace(model, Int8Linear, names, lambda layer, _: layer.to_linear())
     return names
 

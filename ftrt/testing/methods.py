@@ -4,7 +4,7 @@ __all__ = ["check_method", "try_method"]
 
 import random
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -63,14 +63,24 @@ def try_method(
     *,
     model: nn.Module | None = None,
     task_type: str | None = None,
+    only: Collection[str] | None = None,
 ) -> dict[str, str | None]:
     """The claims of `check_method` by name: None where one holds, else why it fails.
 
-    For tables of what works. Args are those of `check_method`.
+    For tables of what works.
+
+    Args:
+        method_class: as for `check_method`.
+        options: as for `check_method`.
+        model: as for `check_method`.
+        task_type: as for `check_method`.
+        only: names of the claims to try; all if None.
     """
     subject = _subject(method_class, options, model, task_type)
+    claims = (*CONTRACT_CLAIMS, *_claims(method_class))
+    chosen = [claim for claim in claims if only is None or claim.__name__ in only]
     with _prepared():
-        return try_claims(subject, (*CONTRACT_CLAIMS, *_claims(method_class)))
+        return try_claims(subject, chosen)
 
 
 def _subject(

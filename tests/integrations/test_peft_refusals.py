@@ -55,23 +55,26 @@ def test_lora_variants_that_read_the_weight_are_refused_on_int8(options, message
     assert message in str(caught.value)
 
 
-def test_another_peft_method_is_refused_on_int8():
+def test_a_peft_method_that_wants_nn_linear_itself_is_refused_on_int8():
     import peft
 
     from ftrt.api import PeftMethod
 
-    class Ia3(PeftMethod):
-        name = "ia3"
+    class Glora(PeftMethod):
+        name = "glora"
         source = "this test"
         Config = ShiftConfig
 
         def peft_config(self, model):
-            return peft.IA3Config(target_modules=["query"], feedforward_modules=[])
+            return peft.GloraConfig(target_modules=["query"])
 
-    adapted = bridge.wrap(bert(), Ia3(ShiftConfig()))
+    adapted = bridge.wrap(bert(), Glora(ShiftConfig()))
     assert adapted.peft_config["default"].target_modules == {"query"}
-    with pytest.raises(UnsupportedError, match="method 'ia3': PEFT's IA3 cannot adapt int8"):
-        bridge.wrap(bert(int8=True), Ia3(ShiftConfig()))
+    base = bert(int8=True)
+    kinds = [type(module) for module in base.modules()]
+    with pytest.raises(UnsupportedError, match="method 'glora': cannot adapt Bert"):
+        bridge.wrap(base, Glora(ShiftConfig()))
+    assert [type(module) for module in base.modules()] == kinds
 
 
 class Foreign(ModelMethod):
