@@ -1,14 +1,17 @@
 """Reading the base model as a recipe describes it; training and reloading share this."""
 
-__all__ = ["load_quantized", "quantize_base", "read_base"]
+__all__ = ["check_dtype", "load_quantized", "quantize_base", "read_base"]
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from ftrt.api import Head
+from ftrt.errors import UnsupportedError
 from ftrt.integrations import transformers as bridge
+from ftrt.ops import implementation_report
 from ftrt.quantization.choices import Compute
 from ftrt.quantization.convert import quantize_linears
 from ftrt.quantization.deferred import has_deferred, quantize_deferred
@@ -18,6 +21,9 @@ from ftrt.recipe import ModelSection, QuantizationSection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+# What the CPU kernels take for x; the reference takes float16 and float64 as well.
+KERNEL_DTYPES = {torch.float32, torch.bfloat16}
 
 
 def read_base(
@@ -59,8 +65,12 @@ def quantize_base(
 
     Returns:
         Names of all int8 layers; without a section, of those that the checkpoint had in int8.
+
+    Raises:
+        UnsupportedError: as `check_dtype`.
     """
     if section is None:
+        check_dtype(model)
         return list(int8_layers(model))
     if has_deferred(model) or int8_layers(model):
         names = quantize_deferred(
@@ -75,7 +85,26 @@ def quantize_base(
             model, section.granularity, [*section.skip, *new_modules], group_size=section.group_size
         )
     compute_all(model, section.compute)
+    check_dtype(model)
     return names
+
+
+def check_dtype(model: nn.Module) -> None:
+    """Refuse int8 layers whose floats are of a dtype that the CPU kernels do not take, where the
+    model can run on nothing else: the first step would fail.
+
+    Raises:
+        UnsupportedError: with the dtype.
+    """
+    if torch.cuda.is_available() or implementation_report()["int8_linear"] == "reference":
+        return
+    dtypes = {layer.float_dtype for layer in int8_layers(model).values()}
+    wrong = sorted(str(dtype).removeprefix("torch.") for dtype in dtypes - KERNEL_DTYPES)
+    if wrong:
+        raise UnsupportedError(
+            "quantization: the floats of an int8 model on the CPU must be float32 or bfloat16; got"
+            f" {wrong[0]}. Write model: {{dtype: bfloat16}}, or leave quantization out"
+        )
 
 
 def load_quantized(

@@ -28,7 +28,7 @@ from ftrt.integrations.transformers_loss import choose_loss
 from ftrt.quantization.convert import dequantize_linears
 from ftrt.recipe import DataSection, QuantizationSection, Recipe, parse
 from ftrt.registry import Registry
-from ftrt.runtime.base import quantize_base, read_base
+from ftrt.runtime.base import check_dtype, quantize_base, read_base
 from ftrt.runtime.calibration import restore_layers
 
 logger = logging.getLogger(__name__)
@@ -69,6 +69,7 @@ def load_run(
             was trained on.
         ConfigError: not a dtype of weights.
         UsageError: a base is given for a run that holds a full model.
+        UnsupportedError: the run is int8 and the CPU kernels do not take the dtype.
     """
     if dtype is not None:
         bridge.float_dtype(dtype)
@@ -112,6 +113,7 @@ def load_run(
     if dtype is not None:
         # only now: the base is recognised by its values in the dtype it was trained in
         model = model.to(bridge.float_dtype(dtype))
+        check_dtype(model)
     return LoadedRun(model.train(False), tokenizer, head, recipe, info, folder)
 
 

@@ -5,6 +5,7 @@ interruption.
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -215,6 +216,31 @@ def test_a_float_run_reads_in_int8_and_back_when_asked(recipe_tree):
     assert not int8_layers(ftrt.load_run(path).model)
     with pytest.raises(ConfigError, match=r"^dtype: must be one of float32, .*; got 'int8'$"):
         ftrt.load_run(path, dtype="int8")
+    assert ftrt.load_run(path, dtype="float16").model.dtype == torch.float16
+
+
+@pytest.mark.skipif(
+    ftrt.ops.implementation_report()["int8_linear"] == "reference",
+    reason="the reference computes any dtype",
+)
+@pytest.mark.parametrize("compute", ["w8a16", "w8a8"])
+def test_int8_between_float16_is_refused_before_a_step(recipe_tree, monkeypatch, compute):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    recipe_tree["quantization"]["compute"] = compute
+    path = ftrt.train(recipe_tree).run_dir
+    message = (
+        "quantization: the floats of an int8 model on the CPU must be float32 or bfloat16; got"
+        " float16. Write model: {dtype: bfloat16}, or leave quantization out"
+    )
+    with pytest.raises(UnsupportedError) as caught:
+        ftrt.load_run(path, dtype="float16")
+    assert str(caught.value) == message
+    recipe_tree["model"]["dtype"] = "float16"
+    recipe_tree["output"] += "-half"
+    with pytest.raises(UnsupportedError) as caught:
+        ftrt.train(recipe_tree)
+    assert str(caught.value) == message
+    assert not list(Path(recipe_tree["output"]).iterdir())
 
 
 def test_shallower_student_keeps_the_named_blocks(recipe_tree):
