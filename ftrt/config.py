@@ -83,8 +83,10 @@ def cpu_isa() -> str | None:
 
 
 def cuda_ops() -> str:
-    """`FTRT_CUDA`, what computes ops on CUDA tensors: "kernels", the default, or "reference"."""
-    ops = os.environ.get("FTRT_CUDA", "kernels")
+    """`FTRT_CUDA`, what computes ops on CUDA tensors: "kernels", also where it is empty, or
+    "reference".
+    """
+    ops = os.environ.get("FTRT_CUDA") or "kernels"
     if ops not in CUDA_OPS:
         known = ", ".join(CUDA_OPS)
         raise ConfigError(f"FTRT_CUDA: must be one of {known}; got {ops!r}{suggest(ops, CUDA_OPS)}")

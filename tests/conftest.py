@@ -165,6 +165,12 @@ def emulated_cuda():
             yield
 
 
+@pytest.fixture
+def emulated_backend():
+    """The class `EmulatedBackend`, a backend that runs CUDA kernels on CPU tensors."""
+    return load_emulation().EmulatedBackend
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cuda_place():
     """Makes the whole session one of the CUDA implementations where FTRT_TEST_CUDA says so."""

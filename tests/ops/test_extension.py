@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from ftrt.config import ISAS
 from ftrt.ops import implementation_report
@@ -88,6 +89,38 @@ def test_an_extension_of_another_version_is_not_used():
     )
     assert "ftrt._C is of another version of ftrt: it has no int8_linear_dx, int8_lora_lin" in out
     assert "[8.0, 8.0, 8.0]" in out
+
+
+CUDA_REPORT = (
+    "import logging\n"
+    "logging.basicConfig(level=logging.INFO)\n"
+    "import torch\n"
+    "from ftrt.ops import implementation_report as r\n"
+    "print(r('cuda'), r('meta')['int8_linear'])\n"
+    "print(torch._C._dispatch_has_kernel_for_dispatch_key('ftrt::int8_linear', 'CUDA'))\n"
+)
+
+
+def test_the_report_of_cuda_names_the_kernels_and_what_is_missing():
+    report = implementation_report("cuda")
+    assert {report[op] for op in OPS} == {"cuda"} and report["lora_linear"] == "torch"
+    assert ("FTRT_CUDA=reference" in report["reason"]) != torch.cuda.is_available()
+    assert {implementation_report("meta")[op] for op in OPS} == {"reference"}
+
+
+def test_the_environment_sends_cuda_tensors_to_the_reference():
+    out = python(CUDA_REPORT, FTRT_CUDA="reference")
+    assert "'int8_linear': 'reference'" in out and "'reason': ''" in out
+    assert out.endswith("reference\nFalse\n")
+    assert python(CUDA_REPORT).endswith("reference\nTrue\n")
+
+
+def test_an_unknown_choice_for_cuda_is_an_error():
+    out = python("import ftrt.ops", FTRT_CUDA="refrence")
+    assert (
+        "ConfigError: FTRT_CUDA: must be one of kernels, reference; got 'refrence'; did you mean"
+        " 'reference'?"
+    ) in out
 
 
 @built
