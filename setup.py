@@ -9,11 +9,12 @@
 
 CUDA kernels are compiled where they run, so a wheel has their sources, from csrc/cuda, and nothing
 of CUDA is needed to build it. `FTRT_BUILD_BUNDLE` names a bundle that `ftrt kernels build` has
-written, a folder or a file, for the wheel to have it too.
+written, a folder or a file, for the wheel to have it too, packed as one.
 """
 
 import importlib.util
 import itertools
+import lzma
 import os
 import platform
 import re
@@ -289,14 +290,15 @@ class BuildPackage(build_py):
         if self.editable_mode:
             return
         package = Path(self.build_lib) / "ftrt" / "kernels"
-        for left in (package / "cuda", package / "bundle"):  # by an earlier build
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        shutil.rmtree(package / "cuda", ignore_errors=True)  # by an earlier build
         (package / "cuda").mkdir(parents=True)
         for source in sorted((CSRC / "cuda").glob("*.cu*")):
             shutil.copyfile(source, package / "cuda" / source.name)
+        (package / "bundle.xz").unlink(missing_ok=True)
         if bundle:
-            copy = shutil.copytree if Path(bundle).is_dir() else shutil.copyfile
-            copy(bundle, package / "bundle")
+            files = sorted(Path(bundle).iterdir()) if Path(bundle).is_dir() else [Path(bundle)]
+            entries = b"".join(file.read_bytes() for file in files)
+            (package / "bundle.xz").write_bytes(lzma.compress(entries, preset=9))
 
 
 def extensions() -> list[Extension]:

@@ -96,12 +96,7 @@ void write_bundle(const std::string& path, const std::vector<py::dict>& entries)
   cuda::write_bundle(path, written);
 }
 
-py::list list_entries(const std::string& path) {
-  std::vector<cuda::Listed> all;
-  {
-    const py::gil_scoped_release release;
-    all = cuda::list_entries(path);
-  }
+py::list describe(const std::vector<cuda::Listed>& all) {
   py::list result;
   for (const cuda::Listed& one : all) {
     result.append(py::dict("file"_a = one.file, "problem"_a = one.problem, "key"_a = one.entry.key,
@@ -178,8 +173,24 @@ void add_entries(py::module_& m) {
       "path"_a, "key"_a, "An entry or None; notes.");
   m.def("write_bundle", &write_bundle, "path"_a, "entries"_a,
         "Writes entries as a folder, or as one file if the path has a suffix.");
-  m.def("list_entries", &list_entries, "path"_a,
-        "What a cache folder or a bundle holds, without the images.");
+  m.def(
+      "find_in_bytes",
+      [](const std::string& file, const py::bytes& bytes, const std::string& key) {
+        return found(file, key,
+                     [view = std::string_view(bytes)](auto& name, auto& of, auto& notes) {
+                       return cuda::find_in_bytes(name, view, of, notes);
+                     });
+      },
+      "file"_a, "bytes"_a, "key"_a, "As find_in_bundle, in the bytes of a bundle's file.");
+  m.def(
+      "list_entries", [](const std::string& path) { return describe(cuda::list_entries(path)); },
+      "path"_a, "What a cache folder or a bundle holds, without the images.");
+  m.def(
+      "list_bytes",
+      [](const std::string& file, const py::bytes& bytes) {
+        return describe(cuda::list_bytes(file, std::string_view(bytes)));
+      },
+      "file"_a, "bytes"_a, "As list_entries, of the bytes of a bundle's file.");
 }
 
 void add_driver(py::module_& m) {

@@ -43,23 +43,28 @@ Listed listed(const std::string& file, const std::optional<std::string>& bytes) 
 
 }  // namespace
 
+std::optional<Entry> find_in_bytes(const std::string& file, std::string_view bytes,
+                                   const std::string& key, std::vector<std::string>& notes) {
+  try {
+    while (!bytes.empty()) {
+      const auto [its_key, size] = peek_entry(bytes);
+      if (its_key == key) return take_entry(bytes);
+      bytes.remove_prefix(size);
+    }
+  } catch (const std::invalid_argument& error) {
+    notes.push_back("kernel bundle: " + file + " " + error.what() + "; it is not used");
+  }
+  return std::nullopt;
+}
+
 std::optional<Entry> find_in_bundle(const std::string& path, const std::string& key,
                                     std::vector<std::string>& notes) {
   const bool has_files = is_folder(path);
   const std::string file = has_files ? path + "/" + key + kSuffix : path;
   try {
     const std::optional<std::string> bytes = read_file(folder_of(file), name_of(file));
-    if (!bytes && has_files) return std::nullopt;
-    if (!bytes) throw std::invalid_argument("is not there");
-    std::string_view rest = *bytes;
-    while (!rest.empty()) {
-      const auto [its_key, size] = peek_entry(rest);
-      if (its_key == key) return take_entry(rest);
-      if (has_files) throw std::invalid_argument("is another kernel's");
-      rest.remove_prefix(size);
-    }
-  } catch (const std::invalid_argument& error) {
-    notes.push_back("kernel bundle: " + file + " " + error.what() + "; it is not used");
+    if (bytes) return find_in_bytes(file, *bytes, key, notes);
+    if (!has_files) notes.push_back("kernel bundle: " + file + " is not there; it is not used");
   } catch (const std::system_error& error) {
     notes.push_back("kernel bundle: " + std::string(error.what()) + "; it is not used");
   }
@@ -81,8 +86,8 @@ void write_bundle(const std::string& path, const std::vector<Entry>& entries) {
 }
 
 std::vector<Listed> list_entries(const std::string& path) {
-  std::vector<Listed> found;
   if (is_folder(path)) {
+    std::vector<Listed> found;
     const Descriptor folder = open_folder(path);
     for (const std::string& name : list_folder(folder)) {
       if (name.ends_with(kSuffix)) found.push_back(listed(name, read_file(folder, name)));
@@ -93,15 +98,19 @@ std::vector<Listed> list_entries(const std::string& path) {
   if (!bytes) {
     throw std::system_error(ENOENT, std::generic_category(), path);
   }
+  return list_bytes(name_of(path), *bytes);
+}
+
+std::vector<Listed> list_bytes(const std::string& file, std::string_view bytes) {
+  std::vector<Listed> found;
   try {
-    std::string_view rest = *bytes;
-    while (!rest.empty()) {
-      const uint64_t size = peek_entry(rest).second;
-      found.push_back({name_of(path), "", take_entry(rest), size});
+    while (!bytes.empty()) {
+      const uint64_t size = peek_entry(bytes).second;
+      found.push_back({file, "", take_entry(bytes), size});
       found.back().entry.image.clear();
     }
   } catch (const std::invalid_argument& error) {
-    found.push_back({name_of(path), error.what(), {}, 0});
+    found.push_back({file, error.what(), {}, 0});
   }
   return found;
 }

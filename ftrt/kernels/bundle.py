@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ftrt.errors import CheckpointError, UsageError, explain_os_error
-from ftrt.kernels.cubins import compile_kernel, kernel_key
+from ftrt.kernels.cubins import compile_kernel, kernel_key, unpack_bundle
 from ftrt.kernels.kernel import ARCHES, Kernel
 from ftrt.kernels.native import native
 from ftrt.kernels.nvrtc import open_nvrtc
@@ -92,8 +92,12 @@ def list_cubins(path: Path) -> list[Built]:
     Raises:
         CheckpointError: it cannot be read.
     """
+    packed = unpack_bundle(path)
     try:
-        found = native().list_entries(str(path))
+        if packed is None:
+            found = native().list_entries(str(path))
+        else:
+            found = native().list_bytes(path.name, packed)
     except OSError as error:
         raise CheckpointError(
             f"kernels in {path}: must be readable; {explain_os_error(error)}"

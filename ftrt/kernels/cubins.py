@@ -8,9 +8,12 @@ __all__ = [
     "compile_kernel",
     "find_cubin",
     "kernel_key",
+    "unpack_bundle",
 ]
 
+import functools
 import logging
+import lzma
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +32,8 @@ COMPILE_OPTIONS = ("--std=c++17",)
 # takes about a second.
 LEADER_SECONDS = 5.0
 LOCK_SECONDS = 120.0
+
+_XZ = b"\xfd7zXZ\0"  # what an .xz file begins with
 
 logger = logging.getLogger(__name__)
 
@@ -131,8 +136,23 @@ def kernel_key(kernel: Kernel, arch: str) -> str:
 def bundle_paths() -> tuple[Path, ...]:
     """Bundles to look into: the one `FTRT_KERNEL_BUNDLE` names, and the package's if it has one."""
     named = config.kernel_bundle()
-    shipped = Path(__file__).with_name("bundle")
+    shipped = Path(__file__).with_name("bundle.xz")
     return (*([named] if named else []), *([shipped] if shipped.exists() else []))
+
+
+@functools.lru_cache(maxsize=4)
+def unpack_bundle(path: Path) -> bytes | None:
+    """Entries of a bundle that is packed as wheels have it, by LZMA, which finds what kernels and
+    architectures have in common; None for any other, and where it is damaged, which who reads it
+    as one says.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(len(_XZ)) != _XZ:
+                return None
+        return lzma.decompress(path.read_bytes())
+    except (OSError, lzma.LZMAError):
+        return None
 
 
 def _source(kernel: Kernel) -> Any:
@@ -150,7 +170,11 @@ def _from_bundles(kernel: Kernel, arch: str, notes: list[str]) -> Cubin | None:
         return None
     key = kernel_key(kernel, arch)
     for path in paths:
-        entry, said = native().find_in_bundle(str(path), key)
+        packed = unpack_bundle(path)
+        if packed is None:
+            entry, said = native().find_in_bundle(str(path), key)
+        else:
+            entry, said = native().find_in_bytes(str(path), packed, key)
         notes += said
         if entry is not None:
             return Cubin(entry["image"], arch, entry["compiler"], "bundle", tuple(notes))

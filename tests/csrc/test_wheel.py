@@ -1,7 +1,9 @@
 """What a wheel and a source distribution have of the CUDA kernels, and how large a wheel is."""
 
 import importlib.util
+import lzma
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -58,7 +60,7 @@ def test_a_wheel_has_the_sources_and_the_bundle(wheel, bundle):
         names = archive.namelist()
     prefix = "ftrt/kernels/cuda/"
     assert SOURCES and {n.removeprefix(prefix) for n in names if n.startswith(prefix)} == SOURCES
-    assert [n for n in names if "/bundle/" in n] == [f"ftrt/kernels/bundle/{'0' * 64}.cubin"]
+    assert "ftrt/kernels/bundle.xz" in names
     assert not [n for n in names if n.startswith("csrc/")]
 
 
@@ -69,11 +71,15 @@ def test_a_wheel_is_small(wheel):
 def test_what_is_installed_finds_its_sources_and_its_bundle(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
+    extension = importlib.util.find_spec("ftrt._C").origin
+    shutil.copy(extension, tmp_path / "ftrt")
     code = """
 from ftrt.kernels import catalog, cubins
 from ftrt.kernels.kernel import source_folder
 print(source_folder())
 print(*cubins.bundle_paths())
+from ftrt.kernels.bundle import list_cubins
+print(*(cubin.label for path in cubins.bundle_paths() for cubin in list_cubins(path)))
 print(*sorted({len(kernel.source_hash()) for kernel in catalog.variants()}))
 """
     done = subprocess.run(
@@ -84,14 +90,15 @@ print(*sorted({len(kernel.source_hash()) for kernel in catalog.variants()}))
         text=True,
     )
     package = tmp_path / "ftrt" / "kernels"
-    assert done.stdout.splitlines() == [f"{package}/cuda", f"{package}/bundle", "64"], done.stderr
+    expected = [f"{package}/cuda", f"{package}/bundle.xz", "k sm_80", "64"]
+    assert done.stdout.splitlines() == expected, done.stderr
 
 
 def test_a_bundle_in_one_file_is_shipped_too(tmp_path):
     file = tmp_path / "all.cubins"
     file.write_bytes(b"entries")
     with zipfile.ZipFile(build("bdist_wheel", tmp_path, FTRT_BUILD_BUNDLE=str(file))) as archive:
-        assert archive.read("ftrt/kernels/bundle") == b"entries"
+        assert lzma.decompress(archive.read("ftrt/kernels/bundle.xz")) == b"entries"
 
 
 def test_a_bundle_that_is_not_there_is_an_error(tmp_path):

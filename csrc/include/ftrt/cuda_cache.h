@@ -42,6 +42,10 @@ std::pair<std::string_view, size_t> peek_entry(std::string_view bytes);
 std::optional<Entry> find_in_bundle(const std::string& path, const std::string& key,
                                     std::vector<std::string>& notes);
 
+// The same in the bytes of a bundle's file; `file` is its name in notes.
+std::optional<Entry> find_in_bytes(const std::string& file, std::string_view bytes,
+                                   const std::string& key, std::vector<std::string>& notes);
+
 // Writes entries as a bundle: a folder of files if `path` is a folder or has no suffix, else one
 // file. Each file is complete or not there.
 // Throws std::system_error.
@@ -79,5 +83,8 @@ struct Listed {
 
 // What a cache folder or a bundle holds, by file name. Throws std::system_error.
 std::vector<Listed> list_entries(const std::string& path);
+
+// The same of the bytes of a bundle's file, named `file`.
+std::vector<Listed> list_bytes(const std::string& file, std::string_view bytes);
 
 }  // namespace ftrt::cuda

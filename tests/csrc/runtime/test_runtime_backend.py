@@ -1,5 +1,7 @@
 """From a `Kernel` to a launch, with a made-up driver and a made-up compiler."""
 
+import lzma
+
 import pytest
 
 USE = """
@@ -171,6 +173,12 @@ result = [type(current_backend()).__name__, current_backend() is current_backend
     assert use(code) == ["CudaBackend", True]
 
 
+LIST = """
+from ftrt.kernels.bundle import list_cubins
+result = [[one.key, one.label, one.size_bytes] for one in list_cubins(Path(os.environ["OUT"]))]
+"""
+
+
 def test_a_bundle_comes_before_the_cache_and_the_compiler(use, fakes, tmp_path, compilations):
     build = """
 from ftrt.kernels.bundle import build_bundle
@@ -184,13 +192,17 @@ for kernel in (KERNEL, KERNEL.variant(TILE=1)):
 from ftrt.kernels.cubins import find_cubin
 result = [find_cubin(KERNEL, arch).origin for arch in ("80", "90a", "86")]
 """
-    for out in (tmp_path / "folder", tmp_path / "file.cubins"):
+    folder, file, packed = (tmp_path / name for name in ("folder", "file.cubins", "packed.xz"))
+    for out in (folder, file):
         assert use(build, OUT=str(out)) == [
             [f"{label} sm_{arch}", [12, 8], ""]
             for label in ("twice", "twice[TILE=1]")
             for arch in ("80", "90a")
         ]
-        assert out.is_dir() == (out.suffix == "")
+    assert folder.is_dir() and file.is_file()
+    packed.write_bytes(lzma.compress(file.read_bytes()))  # as setup.py does for wheels
+    assert use(LIST, OUT=str(packed)) == use(LIST, OUT=str(file))
+    for out in (folder, file, packed):
         before = len(compilations())
         found = use(launch, FTRT_KERNEL_BUNDLE=str(out), FTRT_CACHE_DIR=str(tmp_path / out.stem))
         assert found == ["bundle", "bundle", "compiled"]
