@@ -17,7 +17,9 @@ def cast_dtype(x: Tensor, device: str) -> torch.dtype:
 def computed_dtype(x: Tensor) -> torch.dtype:
     """The dtype a linear layer computes with when it is given x here and now."""
     device = x.device.type
-    return cast_dtype(x, device) if torch.is_autocast_enabled(device) else x.dtype
+    # torch refuses to say whether there is autocast on a device that computes nothing
+    is_enabled = device != "meta" and torch.is_autocast_enabled(device)
+    return cast_dtype(x, device) if is_enabled else x.dtype
 
 
 def cast_for_autocast(x: Tensor) -> Tensor:

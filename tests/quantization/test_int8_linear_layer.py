@@ -150,3 +150,15 @@ def test_an_input_of_another_width_is_an_error(features):
     layer = Int8Linear.from_linear(linear(in_features=13 if features != 13 else 12), PerChannel())
     with pytest.raises(UsageError, match="with in_features 1[23]; got"):
         layer(torch.ones(2, features))
+
+
+@pytest.mark.parametrize("compute", ["w8a16", "w8a8"])
+def test_it_runs_on_the_meta_device_forward_and_backward(compute):
+    layer = Int8Linear.from_linear(linear(), PerChannel())
+    layer.set_compute(compute)
+    layer.to("meta")
+    x = torch.ones(2, 3, 12, device="meta", requires_grad=True)
+    y = layer(x)
+    assert (y.shape, y.device.type) == ((2, 3, 7), "meta")
+    y.sum().backward()
+    assert x.grad.shape == x.shape
