@@ -76,8 +76,8 @@ __device__ inline void store_shared_128(uint32 address, uint4 value) {
 
 // ---- asynchronous copies, sm_80 ----
 
-// Copies 16 bytes from global to shared memory, both 16-byte aligned; bytes from `bytes` on
-// (0 to 16) are zeros and not read. They are there for the issuing thread after wait_copies, for the
+// Copies 16 bytes from global to shared memory, both 16-byte aligned; bytes from `bytes` on (0 to
+// 16) are zeros and not read. They are there for the issuing thread after wait_copies, for the
 // block after a barrier behind that.
 __device__ inline void copy_async_16(uint32 address, const void* source, uint32 bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"

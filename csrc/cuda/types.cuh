@@ -1,4 +1,4 @@
-// Element types, and the dropout rule. No include: NVRTC has no headers here, and kernels need none.
+// Element types, and the dropout rule. No include: NVRTC has no headers here, kernels need none.
 #pragma once
 
 namespace ftrt {
