@@ -13,11 +13,11 @@
 // where it has no rows, at out + s · split_stride: in a fixed order, and so will be their sum.
 //
 // Two tiles of R rows by 128 columns, 8 KB each (one of 16 KB for float32), are on their way in
-// registers while one is multiplied: 32 KB a multiprocessor with two blocks. Warps are 4 groups of 32 columns by 2 halves of the tile's
-// rows, which are added at the end: so the left operand is read from shared memory four times, not
-// eight. Rows in shared memory are 16 bytes longer than their elements, so that the 8 rows of a
-// matrix of ldmatrix fill all banks; the transposing ldmatrix puts neighbours in m together for
-// either operand.
+// registers while one is multiplied: 32 KB a multiprocessor with two blocks. Warps are 4 groups of
+// 32 columns by 2 halves of the tile's rows, which are added at the end: so the left operand is
+// read from shared memory four times, not eight. Rows in shared memory are 16 bytes longer than
+// their elements, so that the 8 rows of a matrix of ldmatrix fill all banks; the transposing
+// ldmatrix puts neighbours in m together for either operand.
 #include "thin_operands.cuh"
 
 namespace ftrt {
