@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ftrt.kernels.gemm import BACKWARD, FORWARD
 from ftrt.ops.cuda import dequantized
-from ftrt.ops.cuda.operands import check_device, check_dtype, is_half, rows_of
+from ftrt.ops.cuda.operands import check_alignment, check_device, check_dtype, is_half, rows_of
 from ftrt.ops.cuda.product import Epilogue, Weight, multiply
 from ftrt.ops.cuda.quantize import quantize_rows
 from ftrt.ops.cuda.thin import outlier_operands
@@ -27,6 +27,7 @@ def int8_linear(x: Tensor, *arguments: Any) -> Tensor:
     operands = forward_operands(x, arguments)
     operands.check_values(_FORWARD, x)
     check_device(_FORWARD, "x", x, **vars(operands))
+    check_alignment(_FORWARD, operands.qweight)
     rows = rows_of(x)
     if operands.xq is None:
         y = dequantized.linear(rows, operands.qweight, operands.scale, operands.bias)
@@ -47,6 +48,7 @@ def int8_linear_dx(
     check_dtype(_BACKWARD, "grad", grad)
     check_backward(grad, qweight, scale, in_features, quantize)
     check_device(_BACKWARD, "grad", grad, qweight=qweight, scale=scale)
+    check_alignment(_BACKWARD, qweight)
     rows = rows_of(grad)
     if quantize:
         dzq, dzscale = quantize_rows(rows, column_scale=scale[:, 0])

@@ -18,7 +18,7 @@ from ftrt.ops.cuda import dequantized
 from ftrt.ops.cuda.dequantized import Thin
 from ftrt.ops.cuda.dropping import Dropping, add_dropped
 from ftrt.ops.cuda.int8_linear import integer_gradient, integer_linear
-from ftrt.ops.cuda.operands import check_device, check_dtype, is_half, rows_of
+from ftrt.ops.cuda.operands import check_alignment, check_device, check_dtype, is_half, rows_of
 from ftrt.ops.cuda.product import Epilogue
 from ftrt.ops.cuda.quantize import quantize_per_token, quantize_rows
 from ftrt.ops.cuda.thin import gradient, padded, project, right_operand, transposed_factor
@@ -37,6 +37,7 @@ def int8_lora_linear(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     operands, update = forward_operands(x, *arguments)
     operands.check_values(_FORWARD, x)
     check_device(_FORWARD, "x", x, **vars(operands), a=update.a, b=update.b, seed=update.seed)
+    check_alignment(_FORWARD, operands.qweight)
     rows = rows_of(x)
     if is_half(x):
         y, hidden = _half_forward(rows, operands, update)
@@ -66,6 +67,7 @@ def w8a8_lora_linear(x: Tensor, *layer: Any) -> tuple[Tensor, Tensor, Tensor, Te
         return *int8_lora_linear(x, xq, xscale, *layer), xq, xscale
     operands.check_values(_FORWARD, x)
     check_device(_FORWARD, "x", x, **vars(operands), a=update.a, b=update.b, seed=update.seed)
+    check_alignment(_FORWARD, operands.qweight)
     rows = rows_of(x)
     thin = project(
         rows,
@@ -115,8 +117,10 @@ def int8_lora_linear_backward(
     hidden, needs = arguments[2], arguments[-3:]
     factors = {"a": update.a, "b": update.b, "seed": update.seed}
     check_device(_BACKWARD, "grad", grad, x=x, h=hidden, **vars(operands), **factors)
+    check_alignment(_BACKWARD, operands.qweight)
     saved = None if x is None else rows_of(x)
     run = _half_backward if is_half(grad) else _wide_backward
+    hidden = rows_of(hidden.to(torch.float32))
     dx, da, db = run(rows_of(grad), saved, hidden, operands, update, needs)
     shape = (*grad.shape[:-1], update.a.shape[1])
     return (

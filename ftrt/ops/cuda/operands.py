@@ -2,6 +2,7 @@
 
 __all__ = [
     "aligned_rows",
+    "check_alignment",
     "check_device",
     "check_dtype",
     "device_of",
@@ -56,6 +57,13 @@ def check_device(op: str, name: str, x: Tensor, /, **operands: Tensor | None) ->
         if operand is not None and operand.device != x.device:
             got = f"{name} on {x.device}, {other} on {operand.device}"
             fail(op, f"all operands must be on the device of {name}", got)
+
+
+def check_alignment(op: str, qweight: Tensor) -> None:
+    """A packed weight starts where copies of 16 bytes can read it, as new tensors do."""
+    if qweight.data_ptr() % _ALIGNMENT_BYTES != 0:
+        rule = "qweight must start at a multiple of 16 bytes in memory; clone it"
+        fail(op, rule, f"{describe('qweight', qweight)}, address {qweight.data_ptr():#x}")
 
 
 def check_dtype(op: str, name: str, x: Tensor) -> None:

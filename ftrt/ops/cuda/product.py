@@ -98,6 +98,8 @@ def multiply(q: Tensor, weight: Weight, epilogue: Epilogue, y: Tensor) -> Tensor
     Returns:
         y.
     """
+    if y.numel() == 0:
+        return y
     device = device_of(q)
     product = int8_product(device, rows=q.shape[0], columns=weight.columns, depth=weight.depth)
     if product is not Product.OWN:

@@ -50,6 +50,7 @@ def quantize_rows(
     rows, features = x.shape
     q = x.new_empty((rows, features), dtype=torch.int8)
     scale = x.new_empty((rows,), dtype=torch.float32)
+    outliers = None if outliers is None else outliers.contiguous()
     count = 0 if outliers is None else outliers.shape[0]
     launch(
         quantize_kernel(x.dtype),

@@ -80,6 +80,7 @@ def project(
         outliers: (columns) int64, sorted: 0 in q.
     """
     rows, features = x.shape
+    outliers = None if outliers is None else outliers.contiguous()
     rank, count = a.shape[0], 0 if outliers is None else outliers.shape[0]
     q = x.new_empty((rows, features), dtype=torch.int8) if quantizes else None
     scale = x.new_empty((rows,), dtype=torch.float32) if quantizes else None
@@ -215,6 +216,7 @@ def right_operand(
     """
     (columns, rank), count = factor.shape, 0 if outliers is None else outliers.shape[0]
     right = factor.new_empty((columns, padded(count) + padded(rank)), dtype=dtype)
+    outliers = None if outliers is None else outliers.contiguous()
     _pack_factor(factor, dtype, scaling, packed, outliers, right, None)
     return right
 

@@ -156,6 +156,44 @@ def test_operands_on_another_device_are_an_error_with_both():
         assert str(caught.value) == f"ftrt::{text}"
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("compute", ["w8a16", "w8a8"])
+def test_strides_of_small_operands_do_not_matter(emulated_backend, compute, dtype):
+    layer, x, grad = subject(compute, dtype, outliers=(3, 40))
+    with use_backend(emulated_backend()):
+        plain = run(layer, x, grad)
+        if layer.outliers is not None:
+            layer.outliers = layer.outliers.repeat_interleave(2)[::2]
+        layer.bias = layer.bias.detach().repeat_interleave(2)[::2]
+        odd = run(layer, x.t().contiguous().t(), grad.repeat_interleave(2, 1)[:, ::2])
+    for got, want in zip(odd, plain, strict=True):
+        assert torch.equal(got, want)
+
+
+def test_a_weight_that_kernels_cannot_read_in_place_is_an_error():
+    qweight, scale, _ = weight_of(16, 64)
+    packed = pack_int8(qweight)
+    shifted = torch.empty(packed.numel() + 1, dtype=torch.int8)[1:].view(packed.shape)
+    with pytest.raises(RuntimeError) as caught:
+        IMPLEMENTATIONS["int8_linear_dx"](randn(3, 16), shifted, scale, 64, False)
+    assert (
+        "ftrt::int8_linear_dx: qweight must start at a multiple of 16 bytes in memory; clone it;"
+        " got qweight (1, 16, 16, 4) int8, address 0x"
+    ) in str(caught.value)
+
+
+@pytest.mark.parametrize("arch", [(8, 0), (9, 0)])
+@pytest.mark.parametrize("compute", ["w8a16", "w8a8"])
+def test_a_layer_without_outputs_gives_none(emulated_backend, compute, arch):
+    packed, scale = torch.empty(0, 16, 16, 4, dtype=torch.int8), torch.empty(0, 1)
+    x, xq, xscale = randn(20, 64), None, None
+    with use_backend(emulated_backend(arch=arch)):
+        if compute == "w8a8":
+            xq, xscale = IMPLEMENTATIONS["quantize_per_token"](x, None)
+        y = IMPLEMENTATIONS["int8_linear"](x, xq, xscale, packed, scale, None, None)
+    assert y.shape == (20, 0)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_runtime_an_op_says_what_is_missing_and_the_way_around():
     qweight, scale, _ = weight_of(16, 64)
