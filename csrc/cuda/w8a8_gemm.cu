@@ -4,8 +4,9 @@
 //   FTRT_DIRECTION 1, backward: a is dZq (rows, out_features), y (rows, in_features)
 //
 // exact in int32 over the depth, then epilogue.cuh, which drops elements of the low-rank part where
-// FTRT_DROPOUT is 1 (backward; forward drops x on its way to the low-rank part instead). For sm_80 and newer: mma.m16n8k32 on tiles of
-// FTRT_TILE_M x FTRT_TILE_N that cp.async brings in FTRT_STAGES stages, 64 deep.
+// FTRT_DROPOUT is 1 (backward; forward drops x on its way to the low-rank part instead). For sm_80
+// and newer: mma.m16n8k32 on tiles of FTRT_TILE_M x FTRT_TILE_N that cp.async brings in FTRT_STAGES
+// stages, 64 deep.
 //
 // Grid (⌈rows / FTRT_TILE_M⌉ · ⌈columns / FTRT_TILE_N⌉), 256 threads, dynamic shared memory
 // FTRT_STAGES · 64 · (FTRT_TILE_M + FTRT_TILE_N) bytes. Nothing is specialised on rows.
@@ -124,9 +125,9 @@ __device__ inline void transpose_bytes(const uint4& words, uint32 (&result)[4]) 
   result[3] = ptx::permute_bytes(high01, high23, 0x7632);
 }
 
-// Operand b of one group of tiles: b0 and b1 of each. `weight` is the group's first byte in shared
-// memory, of the first k-group (forward) or panel (backward) of this half of the stage. A group is 2
-// tiles forward and 4 backward.
+// Operand b of one group of tiles, 2 forward and 4 backward: b0 and b1 of each. `weight` is the
+// group's first byte in shared memory, of the first k-group (forward) or panel (backward) of this
+// half of the stage.
 __device__ inline void load_b(uint32 (&b0)[2], uint32 (&b1)[2], uint32 weight, int lane) {
   const int g = lane / 4, t = lane % 4;
   const uint32 place = weight + t * kGroupBytes + ((g / 2 ^ (t & 2)) << 4) + g % 2 * 8;
