@@ -7,7 +7,7 @@
         module.register_recipes()                     # first: a named recipe expands to sections
         module.register_methods() / register_heads() / register_losses()
               / register_signals() / register_transforms()
-    module.register_kernels()                         # when one of its kernels is asked for
+        module.register_kernels()                     # when one of its kernels is asked for
     model = load, transform rows, quantize, head, method, losses
     for each plugin this run imported:
         module.after_attach(run=run)                  # last word before training

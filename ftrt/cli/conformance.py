@@ -16,6 +16,9 @@ from ftrt.plugins import PluginManager
 
 Result = dict[str, Any]
 
+# the kinds that the conformance kit has checks for
+TRIED = ("method", "head", "loss", "kernel")
+
 
 @dataclass(frozen=True)
 class CheckOptions:
@@ -50,7 +53,7 @@ def _checks(module: str, installed: list[Offer], tried_with: CheckOptions) -> It
     package = module.partition(".")[0]
     offer = installed[0] if installed else Offer("method", "-", module, package, "(not installed)")
     manager = PluginManager(Manifest(tuple(installed)))
-    found: dict[str, dict[str, type[Any]]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for kind in KINDS:
         try:
             found[kind] = manager.registered(offer, kind)
@@ -67,11 +70,11 @@ def _checks(module: str, installed: list[Offer], tried_with: CheckOptions) -> It
     for kind, classes in found.items():
         for name, cls in classes.items():
             yield from _check_class(kind, name, cls, installed)
-            if contract_fault(kind, cls) is None and kind in ("method", "head", "loss"):
+            if contract_fault(kind, cls) is None and kind in TRIED:
                 yield _conformance(kind, cls, tried_with)
 
 
-def _check_class(kind: str, name: str, cls: type[Any], installed: list[Offer]) -> Iterator[Result]:
+def _check_class(kind: str, name: str, cls: Any, installed: list[Offer]) -> Iterator[Result]:
     subject = f"{kind} {name}"
     if installed and not any(offer.kind == kind and offer.covers(name) for offer in installed):
         yield _result(
@@ -81,13 +84,13 @@ def _check_class(kind: str, name: str, cls: type[Any], installed: list[Offer]) -
             " to its pyproject.toml and reinstall it",
         )
     fault = contract_fault(kind, cls)
-    yield _result(subject, "contract", fault and f"{cls.__qualname__} {fault}")
+    yield _result(subject, "contract", fault and f"{getattr(cls, '__qualname__', name)} {fault}")
 
 
-def _conformance(kind: str, cls: type[Any], tried_with: CheckOptions) -> Result:
+def _conformance(kind: str, cls: Any, tried_with: CheckOptions) -> Result:
     subject = f"{kind} {cls.name}"
-    if kind == "head" and tried_with.rows is None:
-        hint = "not tried: a head needs rows; give some with --rows FILE.jsonl"
+    hint = _hint(kind, tried_with)
+    if hint:
         return {"subject": subject, "check": "conformance", "ok": None, "message": hint}
     options = tried_with.options.get(cls.name)
     try:
@@ -100,7 +103,21 @@ def _conformance(kind: str, cls: type[Any], tried_with: CheckOptions) -> Result:
     return {"subject": subject, "check": "conformance", "ok": True, "message": note}
 
 
-def _try(kind: str, cls: type[Any], options: Mapping[str, Any] | None, rows: Path | None) -> str:
+def _hint(kind: str, tried_with: CheckOptions) -> str:
+    """Why a kind cannot be tried here; empty if it can."""
+    if kind == "head" and tried_with.rows is None:
+        return "not tried: a head needs rows; give some with --rows FILE.jsonl"
+    if kind == "kernel":
+        import torch
+
+        from ftrt.kernels import is_available
+
+        if not (torch.cuda.is_available() and is_available(torch.device("cuda"))):
+            return "not tried: a kernel needs a GPU"
+    return ""
+
+
+def _try(kind: str, cls: Any, options: Mapping[str, Any] | None, rows: Path | None) -> str:
     """Run the kit on a class; what to add to "ok"."""
     from ftrt import testing
     from ftrt.data.formats import read_rows
@@ -109,6 +126,8 @@ def _try(kind: str, cls: type[Any], options: Mapping[str, Any] | None, rows: Pat
         testing.check_head(cls, options, read_rows(rows, on_bad_row="raise").rows)
     elif kind == "method":
         testing.check_method(cls, options)
+    elif kind == "kernel":
+        testing.check_kernel(cls)
     else:
         try:
             testing.check_loss(cls, options)

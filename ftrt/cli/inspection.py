@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from ftrt.kernels import Kernel
 from ftrt.registry import Registry
 
 # the facts `info` shows of each kind, class attributes of the contracts in `ftrt.api`
@@ -23,17 +24,39 @@ def describe_plugin(kind: str, name: str) -> dict[str, Any]:
     registry = Registry()
     found = registry.find(kind, name)
     offer = registry.manager.manifest.find(kind, name)
-    return {
+    origin = {
         "kind": kind,
         "name": name,
-        "summary": _summary(found),
-        "source": getattr(found, "source", None),
         "distribution": offer.distribution,
         "version": offer.version,
         "module": offer.module,
+    }
+    if kind == "kernel":
+        return {**origin, **_kernel_facts(found)}
+    return {
+        **origin,
+        "summary": _summary(found),
+        "source": getattr(found, "source", None),
         "file": inspect.getsourcefile(found),
         "facts": {fact: _json(getattr(found, fact)) for fact in FACTS.get(kind, ())},
         "options": config_options(found.Config),
+    }
+
+
+def _kernel_facts(kernel: Kernel) -> dict[str, Any]:
+    """As of a class; the summary is the first line of the source's comment."""
+    first = kernel.source.read_text(encoding="utf-8").partition("\n")[0]
+    return {
+        "summary": first.removeprefix("//").strip() if first.startswith("//") else "",
+        "source": None,
+        "file": str(kernel.source),
+        "facts": {
+            "signature": kernel.signature.letters,
+            "threads": kernel.threads,
+            "arches": list(kernel.arches),
+            "source_sha256": kernel.source_hash(),
+        },
+        "options": [],
     }
 
 

@@ -1,19 +1,31 @@
 """docs/plugins.md: its examples run, train and pass the kit, and its lists are complete."""
 
+import importlib
 import inspect
 import re
+import sys
 import tomllib
 
 import doc_pages
 import pytest
+import torch
 from ruamel.yaml import YAML
 
-from ftrt import api, hookspecs, testing
+from ftrt import api, hookspecs, kernels, testing
 from ftrt.cli import COMMANDS, run
-from ftrt.registry import merge
+from ftrt.errors import UnsupportedError
+from ftrt.kernels.backend import use_backend
+from ftrt.kernels.cubin import read_resources
+from ftrt.kernels.cubins import compile_kernel
+from ftrt.registry import Registry, merge
+
+sys.path.insert(0, str(doc_pages.REPOSITORY / "tests" / "csrc" / "cuda"))
+from emulated import EmulatedBackend
 
 PAGE = doc_pages.read("docs/plugins.md")
-SECTIONS = sorted({block.section for block in PAGE.blocks_of("python")})
+KERNELS = "CUDA kernels: `Kernel`"
+# the examples that run without being installed; a kernel's needs its source beside it
+SECTIONS = sorted({block.section for block in PAGE.blocks_of("python")} - {KERNELS})
 HOOK_NAMES = [name for _, name in PAGE.headings if name.startswith("`")]
 CONTRACTS = {
     "Methods that adapt linear layers: `LinearMethod`": (
@@ -78,8 +90,41 @@ def test_the_example_passes_plugins_check(section, plugin_folder, capsys):
     assert run(["plugins", "check", module]) == 0, capsys.readouterr().out
 
 
+@pytest.fixture
+def kernel_package(plugin_folder):
+    """Installs the example kernel, and imports its module."""
+    offers, source = plugin_of(KERNELS)
+    (module,) = set(offers.values())
+    plugin_folder.add("my-package", offers, {module: source})
+    (cuda,) = PAGE.blocks_of("cuda", section=KERNELS)
+    folder = plugin_folder.path / module.partition(".")[0]
+    (folder / f"{module.rpartition('.')[2]}.cu").write_text(cuda.text, encoding="utf-8")
+    return importlib.import_module(module)
+
+
+def test_the_example_kernel_agrees_with_its_reference_on_the_emulation(kernel_package):
+    with use_backend(EmulatedBackend(seed=1)):
+        testing.check_kernel(Registry().kernel("row_norm"), device="cpu")
+
+
+def test_the_example_kernel_compiles(kernel_package):
+    try:
+        image, _ = compile_kernel(Registry().kernel("row_norm"), "80")
+    except UnsupportedError as error:
+        pytest.skip(str(error))
+
+    assert read_resources(image, "row_norm").local_bytes == 0
+
+
+def test_the_example_without_a_gpu_uses_torch(kernel_package):
+    x = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
+
+    assert kernel_package.row_norm(x).tolist() == [5.0, 2.0]
+
+
 def test_there_is_a_section_for_every_kind_with_an_example():
-    offered = {name.partition(".")[0] for section in CONTRACTS for name in plugin_of(section)[0]}
+    sections = (*CONTRACTS, KERNELS)
+    offered = {name.partition(".")[0] for section in sections for name in plugin_of(section)[0]}
 
     assert offered == set(hookspecs.KINDS)
 
@@ -110,7 +155,11 @@ def test_the_table_of_kinds_is_that_of_the_code():
 
 @pytest.mark.parametrize(
     ("section", "contract"),
-    [(section, contract) for section, contracts in CONTRACTS.items() for contract in contracts],
+    [
+        (section, contract)
+        for section, contracts in {**CONTRACTS, KERNELS: (kernels.Kernel, kernels.Launch)}.items()
+        for contract in contracts
+    ],
 )
 def test_every_member_of_a_contract_is_explained(section, contract):
     named = {

@@ -1,5 +1,7 @@
-// KL(p ‖ q) of each row, where p = softmax(u), q = softmax(v), u and v are logits times `inverse`,
-// one over the temperature; both are read once:
+// KL(p ‖ q) of each row of two matrices of logits, which are read once.
+//
+// p = softmax(u) and q = softmax(v), where u and v are the logits times `inverse`, one over the
+// temperature:
 //
 //   Σ_j p_j (log p_j − log q_j) = Σ_j e^u_j (u_j − v_j) / Σ_j e^u_j − lse(u) + lse(v)
 //
