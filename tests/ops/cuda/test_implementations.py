@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ftrt.errors import UnsupportedError
 from ftrt.kernels.backend import use_backend
@@ -154,6 +155,36 @@ def test_operands_on_another_device_are_an_error_with_both():
         with pytest.raises(RuntimeError) as caught:
             call()
         assert str(caught.value) == f"ftrt::{text}"
+
+
+class Reads(TorchDispatchMode):
+    """Ops that would wait for a GPU, because their result's value or size is wanted on the host."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2")
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.count = [], 0
+
+    def __torch_dispatch__(self, op, types, arguments=(), options=None):
+        self.count += 1
+        name = op.name().removeprefix("aten::").split(".")[0]
+        if name in self.WAITING:
+            self.found.append(name)
+        return op(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("compute", ["w8a16", "w8a8"])
+@pytest.mark.parametrize("arch", [(8, 0), (9, 0), (10, 3)])
+def test_no_op_waits_for_the_device(emulated_backend, arch, compute, dtype):
+    problem = subject(compute, dtype, outliers=(3, 40), dropout=0.25)
+    with use_backend(emulated_backend(arch=arch)), Reads() as reads:
+        run(*problem)
+    assert reads.count > 0 and reads.found == []
+    with Reads() as reads:
+        randn(3).sum().item()
+    assert reads.found == ["_local_scalar_dense"]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
