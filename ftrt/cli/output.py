@@ -61,7 +61,9 @@ def console(*, stderr: bool = False) -> "Console":
 def table(
     columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None
 ) -> None:
-    """Print rows under column names on stdout, cells shown in full."""
+    """Print rows under column names on stdout, cells shown in full; in a pipe or a file, where no
+    window folds them, on one line each.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -70,7 +72,11 @@ def table(
         grid.add_column(column, overflow="fold")
     for row in rows:
         grid.add_row(*("" if cell is None else str(cell) for cell in row))
-    console().print(grid, soft_wrap=False)
+    screen = console()
+    if not screen.is_terminal:
+        endless = screen.options.update(max_width=sys.maxsize)
+        screen.width = max(screen.width, screen.measure(grid, options=endless).maximum)
+    screen.print(grid, soft_wrap=False)
 
 
 def _finite(value: Any) -> Any:

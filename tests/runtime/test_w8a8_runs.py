@@ -267,6 +267,9 @@ def test_doctor_shows_the_layers_of_a_run(w8a8, tmp_path):
     assert run["summary"].startswith("13 layers in int8, 13 compute w8a8")
     shown = doctor(result.run_dir)
     assert "w8a8" in shown and run["summary"] in shown and "0.00" in shown
+    # in a pipe a layer is a line, whatever the width of a terminal
+    (line,) = [line for line in shown.splitlines() if line.strip().startswith(QUERY)]
+    assert "within bound" in line
     assert "must be a run folder with ftrt.json; it has none" in doctor(tmp_path)
     info = info_of(result.run_dir)
     del info["layers"]
