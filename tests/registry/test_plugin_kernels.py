@@ -52,7 +52,7 @@ def test_a_kernel_is_found_by_name(package):
     kernel = Registry().kernel("twice")
 
     assert (kernel.name, kernel.source) == ("twice", folder / "twice.cu")
-    assert set(kernel.headers()) == {"ptx.cuh", "types.cuh"}
+    assert set(kernel.headers()) == {"elements.cuh", "ptx.cuh", "types.cuh"}
 
 
 def test_a_source_in_a_model_folder_is_refused(package, tmp_path):

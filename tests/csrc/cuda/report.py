@@ -19,9 +19,10 @@ HEAD = """# CUDA kernels: registers, shared and local memory, {date}
 Compiled by {compilers} without a GPU; `python tests/csrc/cuda/report.py` writes this page, and
 `tests/csrc/cuda/test_compile_gate.py` asserts that nothing is spilled and that everything fits.
 
-A cell is the registers of a thread{order}; "L8" stands beside 8 bytes of local memory, which is where registers are
-spilled to. "Shared" is static and dynamic shared memory of a block at the largest problem, where it depends on the
-architecture for sm_80; a block may have {limits}.
+A cell is the registers of a thread{order}; "L8" stands beside 8 bytes of local memory, which is
+where registers are spilled to. "Shared" is shared memory of a block, static and dynamic, at the
+largest problem, on sm_80 where that depends on the architecture; a block may have
+{limits}.
 {spills}
 """
 
