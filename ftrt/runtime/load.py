@@ -31,6 +31,18 @@ from ftrt.registry import Registry
 from ftrt.runtime.base import check_dtype, quantize_base, read_base
 from ftrt.runtime.calibration import restore_layers
 
+# What `ftrt.json` must say for a run to be read back, measured and merged.
+NEEDED = (
+    "recipe.method",
+    "head.state",
+    "base.fingerprint",
+    "kind",
+    "results.steps",
+    "data.fingerprint",
+    "plugins",
+)
+KINDS = ("adapter", "model")
+
 logger = logging.getLogger(__name__)
 
 
@@ -133,12 +145,21 @@ def read_info(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder}: must be a run folder with {checkpoint.RUN_INFO}; it has none{hint}"
         )
-    missing = [key for key in ("recipe", "head", "kind", "base") if not info.get(key)]
+    file = folder / checkpoint.RUN_INFO
+    missing = [key for key in NEEDED if not _holds(info, key)]
     if missing:
-        raise CheckpointError(
-            f"{folder / checkpoint.RUN_INFO}: must hold {', '.join(missing)}; it does not"
-        )
+        raise CheckpointError(f"{file}: must hold {', '.join(missing)}; it does not")
+    if info["kind"] not in KINDS:
+        raise CheckpointError(f"{file}: kind must be {' or '.join(KINDS)}; got {info['kind']!r}")
     return info
+
+
+def _holds(info: Mapping[str, Any], key: str) -> bool:
+    """Whether the value of a dotted key is there, in mappings all the way."""
+    value: Any = info
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value is not None
 
 
 def _check_base(model: Any, info: Mapping[str, Any], source: str, folder: Path) -> None:

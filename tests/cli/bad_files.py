@@ -186,18 +186,28 @@ def _(place):
     return ["doctor", place.recipe()]
 
 
-def _with_layers(place, layers):
+def _with(place, **changed):
     broken = place.copy_of_run()
     info = json.loads((broken / "ftrt.json").read_text())
-    (broken / "ftrt.json").write_text(json.dumps({**info, "layers": layers}))
+    (broken / "ftrt.json").write_text(json.dumps({**info, **changed}))
     return ["doctor", str(broken)]
+
+
+@case("parts of ftrt.json gone", 5, r"ftrt\.json: must hold head\.state, base\.fingerprint, resul")
+def _(place):
+    return _with(place, head="x", base={"path": "y"}, results=None)
+
+
+@case("a kind of run that is none", 5, "ftrt.json: kind must be adapter or model; got 'banana'")
+def _(place):
+    return _with(place, kind="banana")
 
 
 @case("layers of a run corrupt", 5, r"ftrt\.json: must be the JSON that ftrt wrote; got no list")
 def _(place):
-    return _with_layers(place, [1])
+    return _with(place, layers=[1])
 
 
 @case("a layer without its compute", 5, r"ftrt\.json: each layer must say what it computes")
 def _(place):
-    return _with_layers(place, [{"name": "a", "kind": "int8"}])
+    return _with(place, layers=[{"name": "a", "kind": "int8"}])
