@@ -31,6 +31,7 @@ struct Epilogue {
   const int64* seed;  // of the dropout of the low-rank part, by row and column; or null
   uint32 threshold;
   float keep_factor;
+  int first_row;  // what the first row counts as, for the dropout
   Element* y;  // (rows, y_stride), written
   int64 y_stride;
 };
@@ -234,8 +235,8 @@ class WarpTile {
       // Read here, not before the loop, so that it needs no register in what follows.
       const Dropout dropout = {static_cast<uint64>(*e_.seed), e_.threshold, e_.keep_factor};
       const uint4 a = left_fragment(i, depth);
-      const uint32 keys[2] = {dropout_row_key(dropout, row(i, 0)),
-                              dropout_row_key(dropout, row(i, 1))};
+      const uint32 keys[2] = {dropout_row_key(dropout, e_.first_row + row(i, 0)),
+                              dropout_row_key(dropout, e_.first_row + row(i, 1))};
       for_each_right(depth, [&](int tile, uint32 b0, uint32 b1) {
         float product[4] = {0.0f, 0.0f, 0.0f, 0.0f};
         ptx::multiply(product, a, b0, b1, Element{});

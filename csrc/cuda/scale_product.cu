@@ -48,6 +48,7 @@ __device__ inline void load_product(typename Tile::Fragments& c, const Tile& til
 extern "C" __global__ void __launch_bounds__(256)
     scale_product(const int* product,  // (rows, product_stride)
                   ftrt::int64 product_stride, int rows, int columns,
+                  int first_row,           // of the whole, where this is some rows of it
                   const float* row_scale,  // from here on as in epilogue.cuh
                   const float* column_scale, const float* bias,
                   const ftrt::FTRT_ELEMENT* left, ftrt::int64 left_stride,
@@ -58,7 +59,7 @@ extern "C" __global__ void __launch_bounds__(256)
   const Epilogue<FTRT_ELEMENT> epilogue = {
       rows,  columns,      row_scale,     column_scale, bias, left,      left_stride,
       right, right_stride, outlier_depth, rank_depth,   seed, threshold, keep_factor,
-      y,     y_stride};
+      first_row, y,        y_stride};
   const int warp = ptx::thread_index() / 32;
   const Tile tile(epilogue, ptx::block_index_x() * 64 + warp / 2 * 16,
                   ptx::block_index_y() * 128 + warp % 2 * 64);

@@ -236,7 +236,7 @@ __launch_bounds__(256, FTRT_TILE_M* FTRT_TILE_N <= (FTRT_DROPOUT == 1 ? 8192 : 1
   const Epilogue<FTRT_ELEMENT> epilogue = {
       rows,  columns,      row_scale,     column_scale, bias, left,      left_stride,
       right, right_stride, outlier_depth, rank_depth,   seed, threshold, keep_factor,
-      y,     y_stride};
+      0,     y,            y_stride};
   using Tile = WarpTile<FTRT_ELEMENT, kRowTiles, kColumnTiles, kGroup, kDrops>;
   typename Tile::Fragments c;
 #pragma unroll

@@ -39,9 +39,9 @@ _EPILOGUE = "ppp pl pl ii puf pl"
 # packed, k_groups, rows, columns, depth, and the epilogue's
 _W8A8_GEMM = Kernel("w8a8_gemm", _FOLDER / "w8a8_gemm.cu", Signature(f"pl pi iii {_EPILOGUE}"), 256)
 
-# FTRT_ELEMENT, FTRT_DROPOUT: product, product_stride, rows, columns, and the epilogue's
+# FTRT_ELEMENT, FTRT_DROPOUT: product, product_stride, rows, columns, first_row, and the epilogue's
 SCALE_PRODUCT = Kernel(
-    "scale_product", _FOLDER / "scale_product.cu", Signature(f"pl ii {_EPILOGUE}"), 256
+    "scale_product", _FOLDER / "scale_product.cu", Signature(f"pl iii {_EPILOGUE}"), 256
 )
 
 

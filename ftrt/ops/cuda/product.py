@@ -66,7 +66,7 @@ class Epilogue:
     dropping: Dropping = KEEP_ALL
 
     def rows(self, first: int, end: int) -> "Epilogue":
-        """Of these rows alone; of all of them where elements are dropped by their row."""
+        """Of these rows alone."""
         left = None if self.left is None else self.left[first:end]
         return replace(self, row_scale=self.row_scale[first:end], left=left)
 
@@ -133,19 +133,18 @@ def _multiply_by_library(
         weight.in_features,
         transpose=weight.direction == BACKWARD,
     )
-    rows, drops = q.shape[0], epilogue.dropping.drops
-    # The kernel counts rows from 0, and what it drops depends on the row.
-    chunks = [(0, rows)] if drops else product_chunks(rows, weight.columns)
-    for first, end in chunks:
+    kernel = scale_kernel(element_of(y), drops=epilogue.dropping.drops)
+    for first, end in product_chunks(q.shape[0], weight.columns):
         result = _integers(q[first:end], matrix, product)
         launch(
-            scale_kernel(element_of(y), drops=drops),
+            kernel,
             scale_product_grid(end - first, weight.columns),
             0,
             result,
             result.stride(0),
             end - first,
             weight.columns,
+            first,
             *epilogue.rows(first, end).arguments(y[first:end]),
         )
     return y

@@ -194,7 +194,7 @@ def run_scale(operands, product_stride=None, y_stride=None):
     y = operands.output(y_stride)
     kernel = scale_product(name_of(operands.dtype), drops=operands.dropout > 0)
     grid = scale_product_grid(rows, columns)
-    launch(kernel, grid, 0, product, stride, rows, columns, *operands.epilogue(y))
+    launch(kernel, grid, 0, product, stride, rows, columns, 0, *operands.epilogue(y))
     return y
 
 
@@ -284,6 +284,19 @@ def test_the_epilogue_alone(element, sizes):
     operands = Operands(sizes, element=element, outliers=3 * half, rank=9 * half)
     operands.check(run_scale(operands))
     operands.check(run_scale(operands, product_stride=sizes[1] + 3, y_stride=sizes[1] + 1))
+
+
+def test_rows_of_a_larger_whole_drop_what_the_whole_drops():
+    operands = Operands((70, 40, 8), rank=4, dropout=0.4)
+    whole = run_scale(operands)
+    kernel = scale_product("bfloat16", drops=True)
+    product, y = operands.product().int().contiguous(), operands.output()
+    first, arguments = 33, list(operands.epilogue(y[33:]))
+    for position, tensor in ((0, operands.row_scale), (3, operands.left)):
+        arguments[position] = tensor[first:]
+    grid = scale_product_grid(70 - first, 40)
+    launch(kernel, grid, 0, product[first:], 40, 70 - first, 40, first, *arguments)
+    assert torch.equal(y[first:], whole[first:]) and y[:first].isnan().all()
 
 
 def test_a_row_that_is_not_finite_is_nan_and_no_other():

@@ -71,7 +71,7 @@ def taken(monkeypatch):
 def test_every_product_gives_the_same(
     emulated_backend, taken, monkeypatch, arch, expected, dropout, dtype
 ):
-    # A chunk of 20 rows; with dropout there is one chunk.
+    # A chunk of 20 rows.
     monkeypatch.setattr(choice, "_LEAST_PRODUCT_ROWS", 20)
     monkeypatch.setattr(choice, "_PRODUCT_SCRATCH_BYTES", 0)
     problem = subject("w8a8", dtype, outliers=(3, 40), dropout=dropout)
