@@ -51,6 +51,7 @@ class Setting:
         task_type: PEFT's task type of the head, or None without a head.
         training: the recipe's `training:` fields.
         compile: whether blocks run through torch.compile.
+        losses: names of the loss terms, "task" for the student's own; empty for that alone.
         model: the base's `config.json`; None where it has not been read yet.
     """
 
@@ -58,6 +59,7 @@ class Setting:
     task_type: str | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     compile: bool = False
+    losses: tuple[str, ...] = ()
     model: Mapping[str, Any] | None = None
 
 
@@ -96,8 +98,10 @@ class Method(ABC):
         """
 
     def param_groups(self, model: nn.Module) -> list[dict[str, Any]] | None:
-        """Optimizer groups (`{"params": [...], "lr": ...}`) covering every trainable parameter, or
-        None.
+        """Optimizer groups covering every trainable parameter, or None.
+
+        A group is `{"params": [...], "lr": ...}`, or `{"params": [...], "lr_ratio": ...}` for a
+        multiple of the run's learning rate.
         """
         return None
 

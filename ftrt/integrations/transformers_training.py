@@ -153,7 +153,9 @@ def build_trainer(
             arguments,
             model,  # type: ignore[arg-type]
         )
-        optimizer = optimizer_class(param_groups, **options)
+        optimizer = optimizer_class(
+            [_with_rate(group, arguments.learning_rate) for group in param_groups], **options
+        )
     trainer = Trainer(
         model=model,
         args=arguments,
@@ -167,6 +169,15 @@ def build_trainer(
     # ftrt's own callback reports progress, on a terminal and off it
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
+
+
+def _with_rate(group: Mapping[str, Any], learning_rate: float) -> dict[str, Any]:
+    """The optimizer group with its `lr_ratio`, if it has one, as a learning rate."""
+    found = dict(group)
+    ratio = found.pop("lr_ratio", None)
+    if ratio is not None:
+        found["lr"] = ratio * learning_rate
+    return found
 
 
 def _metrics(head: Head) -> Any:

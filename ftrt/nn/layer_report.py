@@ -11,7 +11,7 @@ from torch import nn
 
 from ftrt.errors import CheckpointError
 from ftrt.ops import implementation_report
-from ftrt.quantization.int8_layers import base_name
+from ftrt.quantization.int8_layers import bare_model, base_name
 from ftrt.quantization.int8_linear import Int8Linear
 
 Adapter = Literal["none", "fused", "plugin", "peft"]
@@ -95,7 +95,7 @@ def layer_report(model: nn.Module) -> list[LayerReport]:
     """The layers of `model` that are int8 or carry an adapter, in its order; computes nothing."""
     found: list[LayerReport] = []
     inner: set[int] = set()
-    for name, module in model.named_modules():
+    for name, module in bare_model(model).named_modules():
         base = getattr(module, "base_layer", None)
         if isinstance(base, nn.Module) and hasattr(base, "weight"):
             inner.add(id(base))

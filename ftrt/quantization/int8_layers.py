@@ -1,8 +1,16 @@
 """The int8 layers of a model by name, and recorded choices put back on them."""
 
-__all__ = ["apply_choices", "base_name", "compute_all", "int8_layers", "share_inputs"]
+__all__ = [
+    "apply_choices",
+    "bare_model",
+    "base_name",
+    "compute_all",
+    "int8_layers",
+    "share_inputs",
+]
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
@@ -20,9 +28,18 @@ def int8_layers(model: nn.Module) -> dict[str, Int8Linear]:
     """The int8 layers of `model` by their names in the base model, in its order."""
     return {
         base_name(name): module
-        for name, module in model.named_modules()
+        for name, module in bare_model(model).named_modules()
         if isinstance(module, Int8Linear)
     }
+
+
+def bare_model(model: nn.Module) -> nn.Module:
+    """The base model with the adapters in it, out of what PEFT puts around it, which is one shell
+    for adapters in layers ("base_model.model.") and another for prompts ("base_model.").
+    """
+    getter: Any = getattr(model, "get_base_model", None)
+    inner: nn.Module = getter() if callable(getter) else model
+    return inner
 
 
 def share_inputs(model: nn.Module) -> None:

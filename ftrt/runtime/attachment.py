@@ -194,6 +194,7 @@ def check_setting(
             task_type=head.task_type if head else None,
             training=recipe.training,
             compile=recipe.compile,
+            losses=tuple(section.name for section in recipe.losses),
             model=model,
         )
     )

@@ -113,3 +113,14 @@ def test_unloading_leaves_int8_layers_that_dequantize(batch):
     assert torch.equal(outputs(plain, batch), expected)
     assert ftrt.dequantize_linears(plain)
     assert not any(isinstance(module, Int8Linear) for module in plain.modules())
+
+
+def test_layers_under_a_prompt_keep_their_own_names():
+    base = bert(int8=True)
+    expected = [layer.name for layer in ftrt.layer_report(base)]
+    config = peft.PromptTuningConfig(
+        task_type="SEQ_CLS", num_virtual_tokens=2, token_dim=16, num_layers=1, num_attention_heads=2
+    )
+    prompted = peft.get_peft_model(base, config)
+
+    assert [layer.name for layer in ftrt.layer_report(prompted)] == expected

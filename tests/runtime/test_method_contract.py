@@ -83,7 +83,7 @@ def test_a_run_asks_in_order(watched):
 
     first, second, *steps, last = LOG
     assert (first.quantization, first.task_type, first.model) == ("int8", "SEQ_CLS", None)
-    assert first.training["max_steps"] == 4
+    assert (first.training["max_steps"], first.losses) == (4, ())
     assert second.model["model_type"] == "bert"
     assert steps == [(step, 4, True, step) for step in (1, 2, 3, 4)]
     assert last == "finish"
@@ -165,4 +165,4 @@ def test_the_kit_sees_a_refusal_and_a_false_claim():
 
 
 def test_a_setting_has_defaults():
-    assert Setting() == Setting(None, None, {}, False, None)
+    assert Setting() == Setting(None, None, {}, False, (), None)

@@ -4,6 +4,7 @@ import peft
 import pytest
 import torch
 from ftrt_lowrank.lora import LoraConfig, LoraMethod
+from ftrt_lowrank.lora_fa import LoraFaConfig, LoraFaMethod
 from ftrt_lowrank.lora_xs import LoraXsAdapter, LoraXsConfig, LoraXsMethod
 from pydantic import ValidationError
 from torch import nn
@@ -24,10 +25,40 @@ from ftrt.testing import check_method
         {"rank": 8, "rslora": True, "targets": ["up", "down"]},
         {"rank": 4, "dora": True},
         {"rank": 4, "dora": True, "dropout": 0.2},
+        {"rank": 4, "lr_ratio": 16},
     ],
 )
 def test_lora_keeps_the_method_contract(options):
     check_method(LoraMethod, options)
+
+
+@pytest.mark.parametrize("options", [{}, {"rank": 1, "targets": ["up"]}])
+def test_lora_fa_keeps_the_method_contract(options):
+    check_method(LoraFaMethod, options)
+
+
+def test_lora_fa_trains_b_alone_and_computes_its_formula():
+    adapter = LoraFaMethod(LoraFaConfig(rank=3, alpha=6)).adapter(nn.Linear(12, 7))
+    assert [tuple(p.shape) for p in adapter.parameters() if p.requires_grad] == [(7, 3)]
+    assert set(adapter.state_dict()) == {"lora_a", "lora_b"}
+    nn.init.normal_(adapter.lora_b)
+    base, x = nn.Linear(12, 7), torch.randn(5, 12)
+    a, b = adapter.lora_a.double(), adapter.lora_b.double()
+    expected = base(x).double() + 2.0 * x.double() @ a.T @ b.T
+    torch.testing.assert_close(adapter(base, x).double(), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(adapter.delta_weight().double(), 2.0 * b @ a)
+
+
+def test_lora_plus_puts_b_apart_at_a_multiple_of_the_rate():
+    method = LoraMethod(LoraConfig(rank=2, lr_ratio=16))
+    run = ftrt.attach(
+        nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)), {"method": {"name": "lora", "rank": 2}}
+    )
+    slow, fast = method.param_groups(run.model)
+    assert fast["lr_ratio"] == 16 and "lr_ratio" not in slow
+    assert {tuple(p.shape) for p in fast["params"]} == {(5, 2), (3, 2)}
+    assert {tuple(p.shape) for p in slow["params"]} == {(2, 6), (2, 5)}
+    assert LoraMethod(LoraConfig()).param_groups(run.model) is None
 
 
 @pytest.mark.parametrize("options", [{}, {"rank": 1}, {"rank": 32, "targets": ["up"]}])
@@ -42,6 +73,8 @@ def test_lora_xs_keeps_the_method_contract(options):
         (LoraConfig, {"alpha": 0}, "greater than 0"),
         (LoraConfig, {"dropout": 1.0}, "less than 1"),
         (LoraConfig, {"dropout": -0.1}, "greater than or equal to 0"),
+        (LoraConfig, {"lr_ratio": 0.5}, "greater than or equal to 1"),
+        (LoraFaConfig, {"rank": 0}, "greater than or equal to 1"),
         (LoraConfig, {"init": "pissa"}, "'kaiming' or 'gaussian'"),
         (LoraConfig, {"lora_rank": 4}, "Extra inputs are not permitted"),
         (LoraXsConfig, {"rank": 0}, "greater than or equal to 1"),
@@ -111,7 +144,7 @@ def test_a_rank_above_the_layer_is_an_error():
     )
 
 
-@pytest.mark.parametrize("name", ["lora", "lora_xs"])
+@pytest.mark.parametrize("name", ["lora", "lora_fa", "lora_xs"])
 def test_the_installed_plugin_offers_the_method(name):
     (point,) = entry_points(group="ftrt", name=f"method.{name}")
     (found,) = point.load().register_methods()
@@ -120,7 +153,7 @@ def test_the_installed_plugin_offers_the_method(name):
 
 
 @pytest.mark.parametrize("int8", [False, True])
-@pytest.mark.parametrize("name", ["lora", "lora_xs"])
+@pytest.mark.parametrize("name", ["lora", "lora_fa", "lora_xs"])
 def test_a_saved_adapter_is_read_back_by_the_name_of_its_method(name, int8, tmp_path):
     def base():
         torch.manual_seed(0)

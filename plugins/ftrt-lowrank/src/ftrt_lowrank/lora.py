@@ -36,6 +36,11 @@ class LoraConfig(PluginConfig):
     )
     rslora: bool = Field(False, description="Scale by alpha / sqrt(rank), stable at high ranks.")
     dora: bool = Field(False, description="Also train the magnitude of each output feature.")
+    lr_ratio: float = Field(
+        1.0,
+        ge=1,
+        description="LoRA+: B learns at this many times the run's learning rate, A at the rate.",
+    )
     init: Literal["kaiming", "gaussian"] = Field(
         "kaiming", description="How A starts; B starts at zero."
     )
@@ -49,6 +54,19 @@ class LoraMethod(PeftMethod):
     Config = LoraConfig
 
     config: LoraConfig
+
+    def param_groups(self, model: nn.Module) -> list[dict[str, Any]] | None:
+        """B apart, at `lr_ratio` times the learning rate; None where that is 1.
+
+        Source: Hayou et al. 2024, https://arxiv.org/abs/2402.12354, section 4.
+        """
+        if self.config.lr_ratio == 1:
+            return None
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        fast = [p for name, p in trained if ".lora_B." in name or ".lora_embedding_B." in name]
+        ids = {id(p) for p in fast}
+        rest = [p for _, p in trained if id(p) not in ids]
+        return [{"params": rest}, {"params": fast, "lr_ratio": self.config.lr_ratio}]
 
     def peft_config(self, model: nn.Module) -> "peft.LoraConfig":
         """PEFT's config of the same meaning."""
