@@ -61,7 +61,8 @@ def compute_all(model: nn.Module, compute: Compute) -> None:
 
 def base_name(name: str) -> str:
     """A layer's name in the base model: without what PEFT puts around it."""
-    return name.removeprefix(_PREFIX).removesuffix(_BASE)
+    # also in the middle: PEFT may wrap a whole block
+    return name.removeprefix(_PREFIX).replace(_BASE, "")
 
 
 def apply_choices(

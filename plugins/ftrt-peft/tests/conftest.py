@@ -73,7 +73,7 @@ def recipe_of(folders, real_reviews, tmp_path):
             else {"name": "causal_lm", "format": "text"},
             "data": {
                 "train": str(real_reviews[0]),
-                "validation": 8,
+                "validation": None,
                 "max_length": 16,
             },
             "training": {

@@ -103,7 +103,7 @@ def _option(owner: type[Any], field: "dataclasses.Field[Any]", is_required: bool
     ):
         return hint, Field(description=help_text)
     if field.default_factory is not dataclasses.MISSING:
-        factory = field.default_factory
+        factory: Any = field.default_factory
         if factory is dict and _is_closed(hint):
             return hint | None, Field(None, description=help_text)
         if dataclasses.is_dataclass(factory):
