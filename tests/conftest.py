@@ -143,7 +143,7 @@ def load_emulation():
 
 @contextlib.contextmanager
 def emulated_cuda():
-    """CUDA implementations for CPU tensors too, launching on the emulation."""
+    """CUDA implementations for CPU tensors too, launching on the emulation, which is returned."""
     import torch
 
     from ftrt.kernels.backend import use_backend
@@ -161,8 +161,15 @@ def emulated_cuda():
         for name, implementation in IMPLEMENTATIONS.items():
             library.impl(name, implementation, "CPU")
         patch.setattr(wrapper, "quantizes_while_projecting", lambda x: x.dtype in half)
-        with use_backend(load_emulation().EmulatedBackend()):
-            yield
+        backend = load_emulation().EmulatedBackend()
+        with use_backend(backend):
+            yield backend
+
+
+@pytest.fixture
+def cuda_implementations():
+    """`emulated_cuda`, for tests that compare with the CPU's."""
+    return emulated_cuda
 
 
 @pytest.fixture
