@@ -66,9 +66,9 @@ def steps(dtype):
     return losses, gradients
 
 
-# Both sides round floats differently, and what lies between two int8 then goes either way, which 38
-# tokens do not average out: 8e-3 was seen in float32, 5e-2 in bfloat16. Another mask of the dropout,
-# or a scale left out, is ten times as far.
+# Both sides round floats differently, and what lies between two int8 then goes either way, which
+# 38 tokens do not average out: 8e-3 was seen in float32, 5e-2 in bfloat16. Another mask of the
+# dropout, or a scale left out, is ten times as far.
 BOUNDS = {torch.float32: 3e-2, torch.bfloat16: 1.5e-1}
 KERNELS = {
     torch.float32: {"quantize_rows", "w8a8_gemm"},
