@@ -22,7 +22,7 @@ __all__ = [
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from ftrt.errors import PluginError, UnsupportedError
+from ftrt.setting import Setting
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -40,27 +41,6 @@ class PluginConfig(BaseModel):
     """Base of a plugin's `Config`: unknown keys, infinities and NaN are errors; final."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a recipe asks beside its method, known before weights are read.
-
-    Attributes:
-        quantization: dtype of the base's linear layers, "int8", or None for a float base.
-        task_type: PEFT's task type of the head, or None without a head.
-        training: the recipe's `training:` fields.
-        compile: whether blocks run through torch.compile.
-        losses: names of the loss terms, "task" for the student's own; empty for that alone.
-        model: the base's `config.json`; None where it has not been read yet.
-    """
-
-    quantization: str | None = None
-    task_type: str | None = None
-    training: Mapping[str, Any] = field(default_factory=dict)
-    compile: bool = False
-    losses: tuple[str, ...] = ()
-    model: Mapping[str, Any] | None = None
 
 
 class Method(ABC):

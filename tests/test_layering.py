@@ -16,6 +16,7 @@ ORDER = (
     "ops",
     "quantization",
     "nn",
+    "setting",
     "api",
     "hookspecs",
     "manifest",
