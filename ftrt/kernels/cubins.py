@@ -15,6 +15,7 @@ import functools
 import logging
 import lzma
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from ftrt import config
 from ftrt.errors import ConfigError, UnsupportedError
 from ftrt.kernels.kernel import Kernel
 from ftrt.kernels.native import USE_REFERENCE, native
-from ftrt.kernels.nvrtc import open_nvrtc
+from ftrt.kernels.nvrtc import open_nvrtc, require_arch
 
 # What every kernel is compiled with, beside its macros and the architecture.
 COMPILE_OPTIONS = ("--std=c++17",)
@@ -85,22 +86,23 @@ def choose_arch(kernel: Kernel, capability: tuple[int, int]) -> str:
 
 
 def find_cubin(kernel: Kernel, arch: str, newest: int | None = None) -> Cubin:
-    """The cubin of `kernel` for `arch`, or where no compiler is, for an older one that `arch` runs.
+    """The cubin of `kernel` for `arch`, or where no compiler knows it, for an older one that `arch`
+    runs.
 
     Args:
         newest: CUDA major version of the driver that will load it.
 
     Raises:
-        UnsupportedError: there is no compiler, and no bundle nor the cache has it.
+        UnsupportedError: there is no compiler for `arch`, and no bundle nor the cache has it.
         UsageError: the source does not compile; the message has the compiler's log.
     """
     notes: list[str] = []
-    found = _from_bundles(kernel, arch, notes)
+    found = _from_bundles(kernel, arch, newest, notes)
     if found is None:
         try:
-            open_nvrtc(newest)
+            require_arch(open_nvrtc(newest), arch, newest)
         except UnsupportedError as error:
-            found = _without_compiler(kernel, arch, notes, error)
+            found = _without_compiler(kernel, arch, newest, error)
         else:
             found = _from_cache_or_compiler(kernel, arch, notes)
     for note in found.notes:
@@ -119,10 +121,10 @@ def compile_kernel(kernel: Kernel, arch: str, *, is_verbose: bool = False) -> tu
         is_verbose: the log has what the kernel uses: registers, spills, shared memory.
 
     Raises:
-        UnsupportedError: there is no compiler.
+        UnsupportedError: there is no compiler for `arch`.
         UsageError: the source does not compile; the message has the compiler's log.
     """
-    open_nvrtc()
+    require_arch(open_nvrtc(), arch)
     made: tuple[bytes, str] = native().compile(_source(kernel), arch, is_verbose)
     return made
 
@@ -164,7 +166,7 @@ def _source(kernel: Kernel) -> Any:
     )
 
 
-def _from_bundles(kernel: Kernel, arch: str, notes: list[str]) -> Cubin | None:
+def _from_bundles(kernel: Kernel, arch: str, newest: int | None, notes: list[str]) -> Cubin | None:
     paths = bundle_paths()
     if not paths:
         return None
@@ -176,9 +178,21 @@ def _from_bundles(kernel: Kernel, arch: str, notes: list[str]) -> Cubin | None:
         else:
             entry, said = native().find_in_bytes(str(path), packed, key)
         notes += said
-        if entry is not None:
+        if entry is not None and _loads(entry, f"kernel bundle: {path}", newest, notes):
             return Cubin(entry["image"], arch, entry["compiler"], "bundle", tuple(notes))
     return None
+
+
+def _loads(entry: Mapping[str, Any], where: str, newest: int | None, notes: list[str]) -> bool:
+    """Whether a driver of CUDA `newest` loads it: those of a newer major version it does not."""
+    major, minor = entry["compiler"]
+    if newest is None or major <= newest:
+        return True
+    notes.append(
+        f"{where} has {entry['label']} by NVRTC {major}.{minor}, which a driver of CUDA {newest}"
+        " does not load; it is not used"
+    )
+    return False
 
 
 def _from_cache_or_compiler(kernel: Kernel, arch: str, notes: list[str]) -> Cubin:
@@ -202,17 +216,18 @@ def _from_cache_or_compiler(kernel: Kernel, arch: str, notes: list[str]) -> Cubi
 
 
 def _without_compiler(
-    kernel: Kernel, arch: str, notes: list[str], reason: UnsupportedError
+    kernel: Kernel, arch: str, newest: int | None, reason: UnsupportedError
 ) -> Cubin:
+    notes: list[str] = []
     folder = _cache_folder(notes)
     capability = _capability(arch)
     older = [one for one in kernel.arches if one != arch and _runs_on(one, capability)]
     for candidate in (arch, *sorted(older, key=_capability, reverse=True)):
-        found = _from_bundles(kernel, candidate, notes)
+        found = _from_bundles(kernel, candidate, newest, notes)
         if found is None and folder is not None:
             entry, said = native().find_in_cache(folder, kernel_key(kernel, candidate))
             notes += said
-            if entry is not None:
+            if entry is not None and _loads(entry, f"kernel cache: {folder}", newest, notes):
                 found = Cubin(entry["image"], candidate, entry["compiler"], "cache", tuple(notes))
         if found is not None and candidate != arch:
             note = (

@@ -1,6 +1,6 @@
 """Where NVRTC is: the compiler that CUDA builds of torch bring along."""
 
-__all__ = ["Compiler", "find_nvrtc", "open_nvrtc"]
+__all__ = ["Compiler", "find_nvrtc", "open_nvrtc", "require_arch"]
 
 import re
 import sys
@@ -74,9 +74,31 @@ def open_nvrtc(newest: int | None = None) -> Compiler:
     try:
         facts = native().open_compiler(list(find_nvrtc(newest)))
     except UnsupportedError as error:
-        limit = "" if newest is None else f" of CUDA {newest} or older, as the driver is"
-        raise UnsupportedError(
-            f"{error}. Install NVRTC{limit}, say `pip install nvidia-cuda-nvrtc-cu12`, or name the"
-            " library with FTRT_NVRTC"
-        ) from None
+        raise UnsupportedError(f"{error}. {_install('NVRTC', newest)}") from None
     return Compiler(facts["path"], facts["version"], tuple(facts["arches"]))
+
+
+def require_arch(compiler: Compiler, arch: str, newest: int | None = None) -> None:
+    """Raise unless `compiler` compiles for `arch`: sm_100 and sm_120 are known from CUDA 12.8 on.
+
+    Args:
+        newest: see `find_nvrtc`; for the message.
+
+    Raises:
+        UnsupportedError: it does not; the message has what it compiles for.
+    """
+    if int(re.sub(r"\D", "", arch)) not in compiler.arches:
+        known = ", ".join(f"sm_{number}" for number in compiler.arches)
+        major, minor = compiler.version
+        raise UnsupportedError(
+            f"{compiler.path}: must compile for sm_{arch}; got version {major}.{minor}, which does"
+            f" for {known}. {_install('a newer one', newest, '-U ')}"
+        )
+
+
+def _install(what: str, newest: int | None, option: str = "") -> str:
+    limit = "" if newest is None else f" of CUDA {newest} or older, as the driver is"
+    return (
+        f"Install {what}{limit}, say `pip install {option}nvidia-cuda-nvrtc-cu12`, or name the"
+        " library with FTRT_NVRTC"
+    )

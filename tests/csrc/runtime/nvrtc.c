@@ -1,5 +1,6 @@
 /* A libnvrtc for tests. Its cubin is the options and the source. The environment says:
      FAKE_NVRTC_VERSION  "12.8" without
+     FAKE_NVRTC_ARCHES   "80,86,89,90,100,120" without
      FAKE_NVRTC_LOG      a file that gets one line a compilation: process and architecture
      FAKE_NVRTC_MS       how long a compilation takes
    A source with "#error" does not compile, one with "#warning" does with a log. */
@@ -20,13 +21,23 @@ int nvrtcVersion(int* major, int* minor) {
 const char* nvrtcGetErrorString(int code) {
   return code == 6 ? "NVRTC_ERROR_COMPILATION" : "NVRTC_ERROR_OTHER";
 }
+static int read_arches(int* arches) {
+  const char* list = getenv("FAKE_NVRTC_ARCHES");
+  int count = 0, read = 0;
+  if (!list) list = "80,86,89,90,100,120";
+  for (int arch; sscanf(list, "%d%n", &arch, &read) == 1; ++count) {
+    if (arches) arches[count] = arch;
+    list += read;
+    if (*list == ',') ++list;
+  }
+  return count;
+}
 int nvrtcGetNumSupportedArchs(int* count) {
-  *count = 2;
+  *count = read_arches(NULL);
   return 0;
 }
 int nvrtcGetSupportedArchs(int* arches) {
-  arches[0] = 80;
-  arches[1] = 90;
+  read_arches(arches);
   return 0;
 }
 int nvrtcCreateProgram(void** program, const char* text, const char* name, int count,

@@ -236,6 +236,62 @@ result = [cubin.origin, cubin.notes]
     assert use(code, FTRT_KERNEL_BUNDLE=str(bundle)) == ["cache", [note]]
 
 
+BUILD = """
+from ftrt.kernels.bundle import build_bundle
+build_bundle([KERNEL], ["90a"], Path(os.environ["OUT"]))
+"""
+
+
+def test_a_bundle_of_a_newer_cuda_than_the_driver_s_is_not_used(use, tmp_path, compilations):
+    bundle = tmp_path / "file.cubins"
+    use(BUILD, OUT=str(bundle), FAKE_NVRTC_VERSION="13.0")
+    code = """
+from ftrt.kernels.cubins import find_cubin
+cubin = find_cubin(KERNEL, "90a", newest=12)
+result = [cubin.origin, cubin.notes, find_cubin(KERNEL, "90a", newest=13).origin]
+make().launch(KERNEL, (1, 1, 1), 0, (X, 3), FIRST)
+"""
+    note = (
+        f"kernel bundle: {bundle} has twice sm_90a by NVRTC 13.0, which a driver of CUDA 12 does"
+        " not load; it is not used"
+    )
+    found = use(code, FTRT_KERNEL_BUNDLE=str(bundle), FAKE_NVRTC_VERSION="12.8")
+    assert found == ["compiled", [note], "bundle"]
+    environment = {"FTRT_NVRTC": "/nowhere.so", "FTRT_CACHE_DIR": str(tmp_path / "empty")}
+    code = "result = error_of(make().launch, KERNEL, (1, 1, 1), 0, (X, 3), FIRST)"
+    kind, text = use(code, FTRT_KERNEL_BUNDLE=str(bundle), **environment)
+    assert kind == "UnsupportedError" and note in text
+
+
+def test_a_cached_kernel_of_a_newer_cuda_than_the_driver_s_is_not_used(use, compilations):
+    code = """
+from ftrt.kernels.cubins import find_cubin
+result = error_of(find_cubin, KERNEL, "90a", %s)
+"""
+    assert use(code % 13, FAKE_NVRTC_VERSION="13.0") is None
+    assert use(code % 13, FTRT_NVRTC="/nowhere.so") is None
+    kind, text = use(code % 12, FTRT_NVRTC="/nowhere.so")
+    assert kind == "UnsupportedError"
+    assert "has twice sm_90a by NVRTC 13.0, which a driver of CUDA 12 does not load" in text
+
+
+def test_an_architecture_that_the_compiler_does_not_know_is_told(use, tmp_path, compilations):
+    environment = {"FAKE_NVRTC_VERSION": "12.6", "FAKE_NVRTC_ARCHES": "80,86,89,90"}
+    code = "result = error_of(make().launch, KERNEL, (1, 1, 1), 0, (X, 3), FIRST)"
+    kind, text = use(code, FAKE_DEVICES="120", **environment)
+    assert kind == "UnsupportedError" and compilations() == []
+    assert "twice: must be compiled for sm_120; got it neither from a compiler nor" in text
+    assert (
+        "/libnvrtc.so.12: must compile for sm_120; got version 12.6, which does for sm_80, sm_86,"
+        " sm_89, sm_90. Install a newer one of CUDA 12 or older, as the driver is, say `pip install"
+        " -U nvidia-cuda-nvrtc-cu12`, or name the library with FTRT_NVRTC"
+    ) in text
+    # what was compiled elsewhere runs all the same
+    bundle = tmp_path / "file.cubins"
+    use(BUILD.replace("90a", "120"), OUT=str(bundle))
+    assert use(code, FAKE_DEVICES="120", FTRT_KERNEL_BUNDLE=str(bundle), **environment) is None
+
+
 def test_without_compiler_cache_and_bundle_the_fix_is_told(use, tmp_path):
     code = "result = error_of(make().launch, KERNEL, (1, 1, 1), 0, (X, 3), FIRST)"
     kind, text = use(code, FTRT_NVRTC="/nowhere.so", FTRT_CACHE_DIR=str(tmp_path / "c"))
