@@ -61,10 +61,11 @@ class CudaBackend:
             without.
 
     Raises:
-        UnsupportedError: ftrt._C or the driver is missing.
+        UnsupportedError: ftrt._C or the driver is missing, or torch is a build for ROCm.
     """
 
     def __init__(self, stream_of: Callable[[int], int] | None = None) -> None:
+        _refuse_rocm()
         self._native = native()
         self._driver_major = self._native.driver_facts()["version"] // 1000
         self._stream_of = _raw_stream if stream_of is None else stream_of
@@ -146,6 +147,14 @@ class CudaBackend:
         )
 
 
+def _refuse_rocm() -> None:
+    if torch.version.hip is not None:
+        raise UnsupportedError(
+            "CUDA kernels: torch must be a build for NVIDIA's GPUs; got one for ROCm"
+            f' {torch.version.hip}, whose GPUs are "cuda" to torch too. {USE_REFERENCE}'
+        )
+
+
 def _index(device: torch.device) -> int:
     index = cast("int | None", device.index)
     return torch.cuda.current_device() if index is None else index
@@ -181,6 +190,7 @@ def status() -> Status:
     driver: dict[str, Any] = {}
     devices: list[Device] = []
     try:
+        _refuse_rocm()
         driver = native().driver_facts()
         count = native().device_count()
         devices = [Device(**native().device_facts(index)) for index in range(count)]

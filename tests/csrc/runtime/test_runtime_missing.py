@@ -63,7 +63,7 @@ result = [s.driver, s.driver_version, s.compiler.path, s.compiler.version, s.com
     environment = {"DRIVER": fakes.driver, "FTRT_NVRTC": fakes.nvrtc}
     facts = run(code, FAKE_DEVICES="90,86", **environment)
     assert facts == [
-        *(fakes.driver, [12, 8], fakes.nvrtc, [12, 8], [80, 90]),
+        *(fakes.driver, [12, 8], fakes.nvrtc, [12, 8], [80, 86, 89, 90, 100, 120]),
         *([["Fake 0", [9, 0]], ["Fake 1", [8, 6]]], []),
     ]
     *_, devices, missing = run(code, FAKE_DEVICES="75", **environment)
@@ -140,3 +140,21 @@ except ftrt.errors.UnsupportedError as error:
     for line in lines:
         assert line.startswith("CUDA kernels: ftrt._C must be there; ") and reason in line
         assert "FTRT_BUILD=1 pip install" in line and line.endswith(REFERENCE)
+
+
+def test_a_build_of_torch_for_rocm_is_told(run, fakes):
+    code = """
+import ctypes, os, torch
+ctypes.CDLL(os.environ["DRIVER"])
+torch.version.hip = "6.4.43482"
+from ftrt.kernels.availability import is_available
+""" + BACKEND.replace(
+        "[type", "[is_available(torch.device('cuda', 0)), runtime.status().missing, type"
+    )
+    environment = {"DRIVER": fakes.driver, "FTRT_NVRTC": fakes.nvrtc, "FAKE_DEVICES": "90"}
+    available, missing, kind, text = run(code, **environment)
+    assert not available and kind == "UnsupportedError" and missing == [text]
+    assert text == (
+        "CUDA kernels: torch must be a build for NVIDIA's GPUs; got one for ROCm 6.4.43482, whose"
+        f' GPUs are "cuda" to torch too. {REFERENCE}'
+    )
