@@ -33,7 +33,8 @@ class SharedInput:
     counts writes in place, except those through `.data`), computed with in the same dtype, with the
     same outlier columns. Each thread has its own. x is held weakly, and the quantized rows go with
     x or at the next x, whichever is first. Under `torch.compile` it does nothing: there the
-    compiler drops the repeated computation.
+    compiler drops the repeated computation. Nor does it while a CUDA graph is captured: what was
+    made of the graph's input before is no part of the graph.
     """
 
     def __init__(self) -> None:
@@ -49,7 +50,7 @@ class SharedInput:
             columns: the same as numbers, which are compared without reading the tensor.
         """
         # An inference tensor has no version, so a write to it could not be seen.
-        if torch.compiler.is_compiling() or x.is_inference():
+        if torch.compiler.is_compiling() or x.is_inference() or _is_captured(x):
             return quantize_per_token(x, outliers)
         thread, key = threading.get_ident(), _key(x, columns)
         entry = self._entries.get(thread)
@@ -74,6 +75,10 @@ class SharedInput:
     def __reduce__(self) -> tuple[type["SharedInput"], tuple[()]]:
         # Layers that share go on sharing in a copy or a pickle, which starts empty.
         return SharedInput, ()
+
+
+def _is_captured(x: Tensor) -> bool:
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _key(x: Tensor, columns: tuple[int, ...]) -> tuple[Any, ...]:

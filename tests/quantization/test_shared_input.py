@@ -191,3 +191,13 @@ def test_under_compile_nothing_is_remembered(monkeypatch):
     run = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(run(X), expected)
     assert not model.query._shared._entries
+
+
+def test_nothing_is_shared_while_a_graph_is_captured(quantized, monkeypatch):
+    """What a warm-up made of a graph's input would be no part of the graph: each replay would
+    compute with it, whatever x is by then."""
+    model = attention()
+    model(X)
+    monkeypatch.setattr(shared_module, "_is_captured", lambda x: True)
+    model(X)
+    assert [x.shape[-1] for x in quantized] == [24, 8, 24, 24, 24, 8]
