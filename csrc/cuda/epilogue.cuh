@@ -38,12 +38,10 @@ struct Epilogue {
 
 __device__ inline float rounded(float value, float32) { return value; }
 
-// Two neighbours of a row of left or right as one register; zeros outside.
+// Two neighbours of a row of left or right as one register; zeros where it is not there.
 template <typename Element>
-__device__ inline uint32 load_pair(const Element* data, int64 stride, int row, int rows,
-                                   int depth) {
-  if (row >= rows) return 0;
-  return *reinterpret_cast<const uint32*>(data + row * stride + depth);
+__device__ inline uint32 load_pair(const Element* pair, bool is_there) {
+  return is_there ? *reinterpret_cast<const uint32*>(pair) : 0;
 }
 
 // Writes kCount neighbours of a row, as few instructions as their alignment allows.
@@ -99,13 +97,15 @@ class WarpTile {
   static constexpr int kNeighbours = 2 * kGroup;
   static constexpr int kGroups = kColumnTiles / kGroup;
   static_assert(kColumnTiles % kGroup == 0, "groups are whole");
+  // Two blocks share the registers of a multiprocessor, and hide each other's waiting: operands are
+  // loaded when they are needed, not ahead.
+  static constexpr bool kIsTight = kRowTiles * kColumnTiles <= 16;
 
+  // row: a multiple of 8; column: a multiple of 8 · kGroup.
   __device__ WarpTile(const Epilogue<Element>& epilogue, int row, int column)
       : e_(epilogue),
         row_(row + static_cast<int>(ptx::thread_index() % 32 / 4)),
-        column_(column),
-        lane_row_(static_cast<int>(ptx::thread_index() % 32 / 4)),
-        lane_pair_(static_cast<int>(ptx::thread_index() % 4)) {}
+        column_(column + kNeighbours * static_cast<int>(ptx::thread_index() % 4)) {}
 
   // c[i][j][k] is the integer product; y is written.
   __device__ void finish(Fragments& c) const {
@@ -124,21 +124,16 @@ class WarpTile {
   __device__ int row(int tile, int half) const { return row_ + 16 * tile + 8 * half; }
 
   // First of the kNeighbours columns that this thread has of a group.
-  __device__ int first_column(int group) const {
-    return column_ + 8 * kGroup * group + kNeighbours * lane_pair_;
-  }
+  __device__ int first_column(int group) const { return column_ + 8 * kGroup * group; }
 
  private:
+  // The lane's first row and column, and nothing else: registers are scarce beside the fragments.
   const Epilogue<Element>& e_;
   int row_;
   int column_;
-  int lane_row_;
-  int lane_pair_;
 
-  // Column of the whole that this lane loads of operand b for a tile.
-  __device__ int operand_column(int tile) const {
-    return column_ + 8 * kGroup * (tile / kGroup) + kGroup * lane_row_ + tile % kGroup;
-  }
+  __device__ int lane_row() const { return row_ % 8; }
+  __device__ int lane_pair() const { return column_ % (8 * kGroup) / kNeighbours; }
 
   __device__ void scale_rows(Fragments& c) const {
 #pragma unroll
@@ -179,25 +174,29 @@ class WarpTile {
     }
   }
 
-  // Operand a of 16 columns of left, for one tile of rows.
-  __device__ uint4 left_fragment(int tile, int depth) const {
-    const int first = depth + 2 * lane_pair_;
-    uint4 a;
-    a.x = load_pair(e_.left, e_.left_stride, row(tile, 0), e_.rows, first);
-    a.y = load_pair(e_.left, e_.left_stride, row(tile, 1), e_.rows, first);
-    a.z = load_pair(e_.left, e_.left_stride, row(tile, 0), e_.rows, first + 8);
-    a.w = load_pair(e_.left, e_.left_stride, row(tile, 1), e_.rows, first + 8);
-    return a;
+  // Operand a of 16 columns of left, for 16 rows of which this lane's first is `row`.
+  __device__ uint4 left_fragment(int row, int depth) const {
+    const int first = depth + 2 * lane_pair();
+    const Element* pair = e_.left + row * e_.left_stride + first;
+    const Element* below = e_.left + (row + 8) * e_.left_stride + first;
+    const bool has_first = row < e_.rows, has_second = row + 8 < e_.rows;
+    return {load_pair(pair, has_first), load_pair(below, has_second),
+            load_pair(pair + 8, has_first), load_pair(below + 8, has_second)};
   }
 
   // Calls body(tile, b0, b1) with operand b of 16 columns of right for each tile of columns.
   template <typename Body>
   __device__ void for_each_right(int depth, const Body& body) const {
 #pragma unroll
-    for (int tile = 0; tile < kColumnTiles; ++tile) {
-      const int column = operand_column(tile), first = depth + 2 * lane_pair_;
-      body(tile, load_pair(e_.right, e_.right_stride, column, e_.columns, first),
-           load_pair(e_.right, e_.right_stride, column, e_.columns, first + 8));
+    for (int group = 0; group < kGroups; ++group) {
+      const int column =
+          ptx::hold(column_) + 8 * kGroup * group + kGroup * lane_row() - kNeighbours * lane_pair();
+      const Element* pair = e_.right + column * e_.right_stride + depth + 2 * lane_pair();
+#pragma unroll
+      for (int i = 0; i < kGroup; ++i, pair += e_.right_stride) {
+        const bool is_there = column + i < e_.columns;
+        body(kGroup * group + i, load_pair(pair, is_there), load_pair(pair + 8, is_there));
+      }
     }
   }
 
@@ -206,13 +205,18 @@ class WarpTile {
   }
 
   __device__ void add_product(Fragments& c, int depth) const {
-    uint4 a[kRowTiles];
-#pragma unroll
-    for (int i = 0; i < kRowTiles; ++i) a[i] = left_fragment(i, depth);
-    for_each_right(depth, [&](int tile, uint32 b0, uint32 b1) {
-#pragma unroll
-      for (int i = 0; i < kRowTiles; ++i) ptx::multiply(c[i][tile], a[i], b0, b1, Element{});
+    uint32 b0[kColumnTiles], b1[kColumnTiles];
+    for_each_right(depth, [&](int tile, uint32 first, uint32 second) {
+      b0[tile] = first, b1[tile] = second;
     });
+#pragma unroll
+    for (int i = 0; i < kRowTiles; ++i) {
+      const uint4 a = left_fragment(kIsTight ? ptx::hold(row(i, 0)) : row(i, 0), depth);
+#pragma unroll
+      for (int tile = 0; tile < kColumnTiles; ++tile) {
+        ptx::multiply(c[i][tile], a, b0[tile], b1[tile], Element{});
+      }
+    }
   }
 
   __device__ void add_update(Fragments& c) const {
@@ -227,29 +231,24 @@ class WarpTile {
     }
   }
 
-  // As add_product, each element of the product dropped or kept by its place.
+  // As add_product, each element of the product dropped or kept by its place. Held values keep the
+  // operands and hashes of other tiles out of the registers.
   __device__ void add_dropped_product(Fragments& c, int depth) const {
-    // Tile by tile: unrolled, the hashes of all columns would be kept in registers at once.
-#pragma unroll 1
+    const Dropout dropout = {static_cast<uint64>(*e_.seed), e_.threshold, e_.keep_factor};
+#pragma unroll
     for (int i = 0; i < kRowTiles; ++i) {
-      // Read here, not before the loop, so that it needs no register in what follows.
-      const Dropout dropout = {static_cast<uint64>(*e_.seed), e_.threshold, e_.keep_factor};
-      const uint4 a = left_fragment(i, depth);
-      const uint32 keys[2] = {dropout_row_key(dropout, e_.first_row + row(i, 0)),
-                              dropout_row_key(dropout, e_.first_row + row(i, 1))};
+      const int row = ptx::hold(this->row(i, 0));
+      const uint4 a = left_fragment(row, depth);
+      const uint32 keys[2] = {dropout_row_key(dropout, e_.first_row + row),
+                              dropout_row_key(dropout, e_.first_row + row + 8)};
       for_each_right(depth, [&](int tile, uint32 b0, uint32 b1) {
         float product[4] = {0.0f, 0.0f, 0.0f, 0.0f};
         ptx::multiply(product, a, b0, b1, Element{});
-        const int column = first_column(tile / kGroup) + tile % kGroup;
+        const int column = ptx::hold(first_column(tile / kGroup)) + tile % kGroup;
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
           const bool kept = is_kept(dropout, keys[k / 2], column + kGroup * (k % 2));
-          const float kept_product = kept ? dropout.factor * product[k] : 0.0f;
-          // c[i] with i known only at run time would put all of c into local memory.
-#pragma unroll
-          for (int row_tile = 0; row_tile < kRowTiles; ++row_tile) {
-            c[row_tile][tile][k] += row_tile == i ? kept_product : 0.0f;
-          }
+          c[i][tile][k] += kept ? dropout.factor * product[k] : 0.0f;
         }
       });
     }

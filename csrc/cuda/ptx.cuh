@@ -151,6 +151,13 @@ __device__ inline void multiply(float (&c)[4], const uint4& a, uint32 b0, uint32
 
 // ---- registers ----
 
+// The same value, which the compiler takes for a new one made here: what depends on it is not
+// computed before, and so needs no register until then.
+__device__ inline int hold(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 // Byte i of the result is byte number (selector >> 4 i & 7) of low (0 to 3) and high (4 to 7).
 __device__ inline uint32 permute_bytes(uint32 low, uint32 high, uint32 selector) {
   return __byte_perm(low, high, selector);

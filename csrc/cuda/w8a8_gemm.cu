@@ -19,6 +19,9 @@
 #include "epilogue.cuh"
 #include "ptx.cuh"
 
+// Whether two blocks share a multiprocessor, which leaves a thread 128 registers.
+#define FTRT_IS_TIGHT (FTRT_TILE_M * FTRT_TILE_N <= (FTRT_DROPOUT ? 8192 : 16384))
+
 namespace ftrt {
 
 constexpr bool kIsBackward = FTRT_DIRECTION == 1;
@@ -33,6 +36,7 @@ constexpr int kWarpsN = 4;
 constexpr int kRowTiles = kTileM / kWarpsM / 16;
 constexpr int kColumnTiles = kTileN / kWarpsN / 8;
 constexpr int kGroup = kIsBackward ? 4 : 2;
+constexpr bool kIsTight = FTRT_IS_TIGHT;
 constexpr int kStageBytes = kDepth * (kTileM + kTileN);
 constexpr int kPanel = 16;       // output features
 constexpr int kGroupBytes = 64;  // of a k-group of a panel: 16 output by 4 input features
@@ -149,7 +153,8 @@ __device__ inline void multiply_stage(Product& c, uint32 stage, int warp, int la
   const int column = warp % kWarpsN * (kTileN / kWarpsN);
   const uint32 weight = stage + kTileM * kDepth +
                         (kIsBackward ? column / 4 * kGroupBytes : column / kPanel * kPanelBytes);
-#pragma unroll
+  // Interleaved, the halves take more registers than there are for two blocks.
+#pragma unroll(kIsTight ? 1 : 2)
   for (int step = 0; step < 2; ++step) {
     uint4 a[kRowTiles];
     load_a(a, rows, lane, step);
@@ -204,10 +209,7 @@ __device__ inline void place_tile(Source& source, int columns) {
 
 }  // namespace ftrt
 
-// Two blocks on a multiprocessor leave 128 registers to a thread: enough for tiles up to 128 x 128,
-// or 64 x 128 with dropout.
-extern "C" __global__ void
-__launch_bounds__(256, FTRT_TILE_M* FTRT_TILE_N <= (FTRT_DROPOUT == 1 ? 8192 : 16384) ? 2 : 1)
+extern "C" __global__ void __launch_bounds__(256, FTRT_IS_TIGHT ? 2 : 1)
     w8a8_gemm(const ftrt::int8* a,        // (rows, a_stride), 16-byte aligned
               ftrt::int64 a_stride,       // a multiple of 16
               const ftrt::int8* packed,   // (panels, k_groups, 16, 4)

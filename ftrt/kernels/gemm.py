@@ -5,6 +5,7 @@ As in `ftrt.kernels.catalog`, everything here is arithmetic on sizes.
 
 __all__ = [
     "BACKWARD",
+    "DROPPING_TILES",
     "FORWARD",
     "SCALE_PRODUCT",
     "TILES",
@@ -66,6 +67,9 @@ class Tile:
 # Largest first. 4 stages of the first are 96 KiB, which every GPU from sm_80 on has.
 TILES = (Tile(128, 256, 4), Tile(128, 128, 4), Tile(64, 128, 4))
 
+# Where elements of the low-rank part are dropped, the largest does not fit the registers.
+DROPPING_TILES = TILES[1:]
+
 
 def w8a8_gemm(element: str, direction: int, tile: Tile, *, drops: bool = False) -> Kernel:
     """The variant for y of type `element`.
@@ -73,7 +77,7 @@ def w8a8_gemm(element: str, direction: int, tile: Tile, *, drops: bool = False) 
     Args:
         element: "float32", "float16" or "bfloat16".
         direction: FORWARD or BACKWARD.
-        tile: of `TILES`.
+        tile: of `TILES`, or with drops of `DROPPING_TILES`.
         drops: whether elements of the low-rank part are dropped; backward only.
     """
     return _W8A8_GEMM.variant(
@@ -107,9 +111,10 @@ def w8a8_gemm_shared_bytes(kernel: Kernel) -> int:
 def gemm_variants() -> Iterator[Kernel]:
     """Every variant of both kernels that is ever launched."""
     for element in _ELEMENTS:
-        # float32 adds its low-rank part elsewhere
-        drops = (False,) if element == "float32" else (False, True)
         for tile in TILES:
             yield w8a8_gemm(element, FORWARD, tile)
-            yield from (w8a8_gemm(element, BACKWARD, tile, drops=d) for d in drops)
-        yield from (scale_product(element, drops=d) for d in drops)
+            yield w8a8_gemm(element, BACKWARD, tile)
+        yield scale_product(element)
+        if element != "float32":  # adds its low-rank part elsewhere
+            yield from (w8a8_gemm(element, BACKWARD, t, drops=True) for t in DROPPING_TILES)
+            yield scale_product(element, drops=True)

@@ -17,7 +17,7 @@ import enum
 import itertools
 from dataclasses import dataclass
 
-from ftrt.kernels.gemm import TILES, Tile
+from ftrt.kernels.gemm import DROPPING_TILES, TILES, Tile
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def int8_product(device: Device, *, rows: int, columns: int, depth: int) -> Prod
 _EFFICIENCIES = dict(zip(TILES, (1.0, 0.85, 0.65), strict=True))
 
 
-def gemm_tile(device: Device, *, rows: int, columns: int) -> Tile:
+def gemm_tile(device: Device, *, rows: int, columns: int, drops: bool = False) -> Tile:
     """The tile of w8a8_gemm whose waves over the multiprocessors take the least time.
 
     A multiprocessor takes as long as its tiles have products, however many blocks share it, so the
@@ -94,7 +94,8 @@ def gemm_tile(device: Device, *, rows: int, columns: int) -> Tile:
         waves = -(-tile.grid(rows, columns)[0] // device.multiprocessors)
         return waves * tile.rows * tile.columns / _EFFICIENCIES[tile]
 
-    return min((t for t in TILES if t.shared_bytes <= device.shared_bytes), key=cost)
+    tiles = DROPPING_TILES if drops else TILES
+    return min((t for t in tiles if t.shared_bytes <= device.shared_bytes), key=cost)
 
 
 # Of a dequantized weight: what is written is then still in the L2 cache when it is read. And of a

@@ -105,8 +105,8 @@ def multiply(q: Tensor, weight: Weight, epilogue: Epilogue, y: Tensor) -> Tensor
     if product is not Product.OWN:
         return _multiply_by_library(q, weight, epilogue, y, product)
     q = aligned_rows(q)
-    tile = gemm_tile(device, rows=q.shape[0], columns=weight.columns)
     drops = epilogue.dropping.drops
+    tile = gemm_tile(device, rows=q.shape[0], columns=weight.columns, drops=drops)
     launch(
         gemm_kernel(element_of(y), weight.direction, tile, drops=drops),
         tile.grid(q.shape[0], weight.columns),

@@ -308,5 +308,5 @@ def test_a_row_that_is_not_finite_is_nan_and_no_other():
 
 def test_shared_memory_of_every_variant_fits_the_smallest_gpu():
     kernels = [kernel for kernel in gemm_variants() if kernel.name == "w8a8_gemm"]
-    assert len(kernels) == 24
+    assert len(kernels) == 22
     assert max(map(w8a8_gemm_shared_bytes, kernels)) == 98304 <= 99 * 1024

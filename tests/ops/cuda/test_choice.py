@@ -119,3 +119,9 @@ def test_one_product_for_base_and_update_where_that_saves_traffic():
     assert not concatenates(rows=8192, depth=14336, columns=4096)
     assert not concatenates(rows=8192, depth=4096, columns=4096)
     assert not concatenates(rows=16, depth=4096, columns=14336)
+
+
+def test_the_tile_that_does_not_fit_with_dropout_is_not_chosen():
+    large = {"rows": 8192, "columns": 14336}
+    assert gemm_tile(A100, **large) == TILES[0]
+    assert gemm_tile(A100, **large, drops=True) == TILES[1]

@@ -104,6 +104,8 @@ inline void multiply(float (&c)[4], const uint4& a, uint32 b0, uint32 b1, Float1
 
 // ---- registers ----
 
+inline int hold(int value) { return value; }
+
 inline uint32 permute_bytes(uint32 low, uint32 high, uint32 selector) {
   return __byte_perm(low, high, selector);
 }
