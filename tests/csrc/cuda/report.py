@@ -1,4 +1,6 @@
-"""Writes the table of what each kernel takes on each architecture: python report.py TABLE.md
+"""Writes the table of what each kernel takes on each architecture.
+
+    python tests/csrc/cuda/report.py benchmarks/results/DATE-cuda-resources.md
 
 It compiles every kernel for every architecture with each NVRTC wheel that is installed; see
 `test_compile_gate.py`, which asserts what the table shows.
@@ -19,11 +21,13 @@ HEAD = """# CUDA kernels: registers, shared and local memory, {date}
 Compiled by {compilers} without a GPU; `python tests/csrc/cuda/report.py` writes this page, and
 `tests/csrc/cuda/test_compile_gate.py` asserts that nothing is spilled and that everything fits.
 
-A cell is the registers of a thread{order}; "L8" stands beside 8 bytes of local memory, which is
-where registers are spilled to. "Shared" is shared memory of a block, static and dynamic, at the
-largest problem, on sm_80 where that depends on the architecture; a block may have
-{limits}.
+A cell is the registers of a thread{order}; "L8" stands beside 8 bytes
+of local memory, which is where registers are spilled to. "Shared" is shared memory of a block,
+static and dynamic, at the largest problem, on sm_80 where that depends on the architecture; a block
+may have {limits}.
+
 {spills}
+
 """
 
 
@@ -66,7 +70,7 @@ def main(out):
         compilers=" and ".join(versions),
         order=f" by {' / '.join(versions)} where they differ" if len(versions) > 1 else "",
         limits=limits,
-        spills=f"\n{len(rows)} kernels, {len(ARCHES)} architectures: {spilling} of them spill.",
+        spills=f"Of {len(rows)} kernels on {len(ARCHES)} architectures, {spilling} spill.",
     )
     names = ["kernel", "threads", "shared", *(f"sm_{arch}" for arch in ARCHES)]
     lines = [names, ["---"] * len(names), *rows]
