@@ -98,7 +98,7 @@ def test_the_kernels_as_they_are_have_no_fault(run):
     run()
 
 
-@pytest.mark.parametrize(("file", "number", "line"), statements())
+@pytest.mark.parametrize(("file", "number", "line"), list(statements()))
 def test_nothing_that_waits_can_be_left_out(monkeypatch, tmp_path, file, number, line):
     intact = EmulatedBackend.launch
 
