@@ -260,3 +260,22 @@ def test_the_doctor_names_a_kernel_that_is_wrong(machine, monkeypatch):
     right = found["kernel row_divergence_gradient of ftrt-distill"]
     assert (right.value, right.problem) == ("computes what its reference does", "")
     assert found["ops on CUDA tensors"].value == "kernels"
+
+
+def test_plugins_info_shows_a_kernel(answer):
+    found = answer("plugins", "info", "row_divergence")
+
+    assert found["summary"].startswith("KL(p ‖ q) of each row")
+    assert found["file"].endswith("row_divergence.cu")
+    assert (found["facts"]["signature"], found["facts"]["threads"]) == ("plplifp", 256)
+    assert found["options"] == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_plugins_check_says_that_a_kernel_needs_a_gpu(answer):
+    found = answer("plugins", "check", "ftrt_distill.divergence")
+
+    results = {(one["subject"], one["check"]): one for one in found["results"]}
+    assert results["kernel row_divergence", "contract"]["ok"] is True
+    assert results["kernel row_divergence", "conformance"]["ok"] is None
+    assert found["passed"] is True
