@@ -85,7 +85,8 @@ class Manifest:
         other = sorted({offer.kind for offer in self.offers if offer.name == name})
         hint = f"; a {other[0]} has that name" if other else suggest(name, known)
         if families and ":" not in name and not other:
-            hint += f"; or {' or '.join(repr(f'{family}:{name}') for family in sorted(families))}?"
+            members = " or ".join(repr(f"{family}:{name}") for family in sorted(families))
+            hint = f"{hint[:-1]}, or {members}?" if hint else f"; did you mean {members}?"
         elif families and ":" in name:
             hint = suggest(name.partition(":")[0], families)
         broken = [text for text in self.malformed if f".{name}'" in text]

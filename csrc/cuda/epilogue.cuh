@@ -99,7 +99,7 @@ class WarpTile {
   static_assert(kColumnTiles % kGroup == 0, "groups are whole");
   // Two blocks share the registers of a multiprocessor, and hide each other's waiting: operands are
   // loaded when they are needed, not ahead.
-  static constexpr bool kIsTight = kRowTiles * kColumnTiles <= 16;
+  static constexpr bool kLoadsLate = kRowTiles * kColumnTiles <= 16;
 
   // row: a multiple of 8; column: a multiple of 8 · kGroup.
   __device__ WarpTile(const Epilogue<Element>& epilogue, int row, int column)
@@ -211,7 +211,7 @@ class WarpTile {
     });
 #pragma unroll
     for (int i = 0; i < kRowTiles; ++i) {
-      const uint4 a = left_fragment(kIsTight ? ptx::hold(row(i, 0)) : row(i, 0), depth);
+      const uint4 a = left_fragment(kLoadsLate ? ptx::hold(row(i, 0)) : row(i, 0), depth);
 #pragma unroll
       for (int tile = 0; tile < kColumnTiles; ++tile) {
         ptx::multiply(c[i][tile], a, b0[tile], b1[tile], Element{});

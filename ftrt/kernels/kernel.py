@@ -3,6 +3,7 @@
 __all__ = ["ARCHES", "Kernel", "Launch", "source_folder"]
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ ARCHES = ("80", "86", "89", "90a", "100", "120")
 
 # The headers of ftrt that every kernel may include, a plugin's among them.
 _PUBLIC_HEADERS = ("elements.cuh", "ptx.cuh", "types.cuh")
+
+_INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 
 
 def source_folder() -> Path:
@@ -87,10 +90,21 @@ class Kernel:
         return f"{self.name}[{macros}]" if macros else self.name
 
     def headers(self) -> dict[str, str]:
-        """What the source may include, by the name an include has; what stands beside it wins."""
-        files = [source_folder() / name for name in _PUBLIC_HEADERS]
-        files += sorted(self.source.parent.glob("*.cuh"))
-        return {file.name: file.read_text() for file in files}
+        """What the source includes, directly or not, by the name an include has.
+
+        A header beside the source wins over a public one of ftrt. One that is neither is left to
+        the compiler to report.
+        """
+        public = {name: source_folder() / name for name in _PUBLIC_HEADERS}
+        files = public | {path.name: path for path in self.source.parent.glob("*.cuh")}
+        found: dict[str, str] = {}
+        waiting = [self.source.read_text()]
+        while waiting:
+            for name in _INCLUDE.findall(waiting.pop()):
+                if name in files and name not in found:
+                    found[name] = files[name].read_text()
+                    waiting.append(found[name])
+        return dict(sorted(found.items()))
 
     def source_hash(self) -> str:
         """sha256 of source and headers, hexadecimal."""

@@ -36,8 +36,8 @@ from torch import Tensor
 # Up to here the low-rank part fits into the epilogue of a tile.
 MAX_RANK = 256
 
-# 2^31 / 128²
-MAX_INT8_DEPTH = 131072
+# An int32 holds the sum of so many products of -128 and -128.
+MAX_INT8_DEPTH = (2**31 - 1) // 128**2
 
 
 def describe(name: str, tensor: Tensor) -> str:

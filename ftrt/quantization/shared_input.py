@@ -30,11 +30,12 @@ class SharedInput:
     """The last x that the layers of one parent quantized, and what became of it.
 
     An x is known by identity, not by value: the same tensor object at the same version (torch
-    counts writes in place, except those through `.data`), computed with in the same dtype, with the
-    same outlier columns. Each thread has its own. x is held weakly, and the quantized rows go with
-    x or at the next x, whichever is first. Under `torch.compile` it does nothing: there the
-    compiler drops the repeated computation. Nor does it while a CUDA graph is captured: what was
-    made of the graph's input before is no part of the graph.
+    counts writes in place, except those through `.data` and those of a CUDA graph's replay),
+    computed with in the same dtype, with the same outlier columns. Each thread has its own. x is
+    held weakly, and the quantized rows go with x or at the next x, whichever is first. Under
+    `torch.compile` it does nothing: there the compiler drops the repeated computation. Nor does it
+    while a CUDA graph is captured: what was made of the graph's input before is no part of the
+    graph.
     """
 
     def __init__(self) -> None:

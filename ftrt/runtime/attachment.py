@@ -34,6 +34,7 @@ from ftrt.integrations.transformers_compile import (
 )
 from ftrt.integrations.transformers_loss import LossRoad, choose_loss
 from ftrt.losses import TASK, LossHandle, WeightedTerm, attach_losses
+from ftrt.quantization.distributed import keep_out_of_ddp
 from ftrt.recipe import LossSection, Recipe, load
 from ftrt.registry import Registry
 from ftrt.runtime.base import quantize_base
@@ -304,6 +305,7 @@ def _attach(
             model = peft_bridge.wrap(
                 model, method, new_modules=new_modules, task_type=head.task_type if head else None
             )
+    keep_out_of_ddp(model)
     loss_road = choose_loss(model, recipe, head, [term for _, term, _ in parts.losses])
     losses = _attach_losses(model, parts, loss_road)
     callbacks: list[TrainerCallback] = (

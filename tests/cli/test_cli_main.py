@@ -90,8 +90,8 @@ def test_version(capsys):
         ),
         (
             ["plugins", "list", "--kind", "heads"],
-            "--kind: must be one of method, head, loss, signal, recipe, transform, kernel; got 'heads';"
-            " did you mean 'head'?",
+            "--kind: must be one of method, head, loss, signal, recipe, transform, kernel; got"
+            " 'heads'; did you mean 'head'?",
         ),
     ],
 )

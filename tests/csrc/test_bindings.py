@@ -9,7 +9,7 @@ from ftrt.ops.extension import EXTENSION
 pytestmark = pytest.mark.skipif(EXTENSION.module is None, reason="ftrt._C is not built")
 
 OPS = torch.ops.ftrt
-MAX_DEPTH = 1 << 17
+MAX_DEPTH = (1 << 17) - 1
 
 
 def packed(out_features, in_features):
@@ -21,7 +21,7 @@ def test_w8a8_refuses_sums_that_int32_cannot_hold():
     x = torch.ones(2, MAX_DEPTH + 4)
     qweight, scale, _ = packed(3, MAX_DEPTH + 4)
     xq, xscale = OPS.quantize_per_token(x, None)
-    with pytest.raises(RuntimeError, match=r"int8_linear: w8a8 sums in int32.* in_features 131076"):
+    with pytest.raises(RuntimeError, match=r"int8_linear: w8a8 sums in int32.* in_features 131075"):
         OPS.int8_linear(x, xq, xscale, qweight, scale, None, None)
     OPS.int8_linear(x, None, None, qweight, scale, None, None)
 
@@ -29,7 +29,7 @@ def test_w8a8_refuses_sums_that_int32_cannot_hold():
 def test_the_gradient_of_w8a8_refuses_them_too():
     qweight, scale, _ = packed(MAX_DEPTH + 1, 3)
     grad = torch.ones(1, MAX_DEPTH + 1)
-    with pytest.raises(RuntimeError, match=r"int8_linear_dx: w8a8 sums.* out_features 131073"):
+    with pytest.raises(RuntimeError, match=r"int8_linear_dx: w8a8 sums.* out_features 131072"):
         OPS.int8_linear_dx(grad, qweight, scale, 3, True)
     OPS.int8_linear_dx(grad, qweight, scale, 3, False)
 

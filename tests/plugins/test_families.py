@@ -96,7 +96,7 @@ def test_a_single_name_that_a_family_may_have_says_so_without_an_import():
         manifest.find("method", "lroa")
 
     assert str(caught.value) == (
-        "method 'lroa': an installed plugin must offer it; none does; did you mean 'lora'?; or"
+        "method 'lroa': an installed plugin must offer it; none does; did you mean 'lora', or"
         " 'p:lroa'? (`ftrt plugins list` shows what is installed)"
     )
 

@@ -52,7 +52,16 @@ def test_a_kernel_is_found_by_name(package):
     kernel = Registry().kernel("twice")
 
     assert (kernel.name, kernel.source) == ("twice", folder / "twice.cu")
-    assert set(kernel.headers()) == {"elements.cuh", "ptx.cuh", "types.cuh"}
+    assert kernel.headers() == {}
+
+
+def test_a_kernel_has_the_headers_it_includes_and_no_others(package):
+    folder = package()
+    (folder / "own.cuh").write_text('#include "ptx.cuh"\n')
+    (folder / "unused.cuh").write_text("")
+    (folder / "twice.cu").write_text(f'#include "own.cuh"\n#include "not_there.cuh"\n{SOURCE}')
+
+    assert set(Registry().kernel("twice").headers()) == {"own.cuh", "ptx.cuh", "types.cuh"}
 
 
 def test_a_source_in_a_model_folder_is_refused(package, tmp_path):

@@ -99,7 +99,7 @@ void quantize_tokens(const Rows& x, int64_t features, Element type, const int64_
 void quantize_channels(const Rows& weight, int64_t features, Element type, int8_t* q, float* scale,
                        const Threads& threads);
 
-// The most products W8A8 can sum: with that many of -128 and 127 an int32 does not overflow.
-inline constexpr int64_t kMaxInt8Depth = (int64_t{1} << 31) / (128 * 128);
+// The most products W8A8 can sum: an int32 holds so many of -128 and -128.
+inline constexpr int64_t kMaxInt8Depth = ((int64_t{1} << 31) - 1) / (128 * 128);
 
 }  // namespace ftrt

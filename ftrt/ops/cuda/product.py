@@ -102,9 +102,9 @@ def multiply(q: Tensor, weight: Weight, epilogue: Epilogue, y: Tensor) -> Tensor
         return y
     device = device_of(q)
     product = int8_product(device, rows=q.shape[0], columns=weight.columns, depth=weight.depth)
+    q = aligned_rows(q)
     if product is not Product.OWN:
         return _multiply_by_library(q, weight, epilogue, y, product)
-    q = aligned_rows(q)
     drops = epilogue.dropping.drops
     tile = gemm_tile(device, rows=q.shape[0], columns=weight.columns, drops=drops)
     launch(
