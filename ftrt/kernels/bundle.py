@@ -10,7 +10,7 @@ from ftrt.errors import CheckpointError, UsageError, explain_os_error
 from ftrt.kernels.cubins import compile_kernel, kernel_key, unpack_bundle
 from ftrt.kernels.kernel import ARCHES, Kernel
 from ftrt.kernels.native import native
-from ftrt.kernels.nvrtc import open_nvrtc
+from ftrt.kernels.nvrtc import open_nvrtc_for_others
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ def build_bundle(
 ) -> list[Built]:
     """Compile each kernel for each architecture it is for, and write a bundle.
 
+    The oldest NVRTC that is installed compiles, so that drivers of its CUDA version load them too.
+
     Args:
         arches: of `ARCHES`.
         out: a folder, created if need be; or, if the name has a suffix, one file.
@@ -61,7 +63,7 @@ def build_bundle(
         raise UsageError(
             f"kernel bundle: arches must be of {', '.join(ARCHES)}; got {', '.join(unknown)}"
         )
-    compiler = open_nvrtc()
+    compiler = open_nvrtc_for_others()
     entries = []
     for kernel in kernels:
         for arch in (arch for arch in wanted if arch in kernel.arches):

@@ -1,6 +1,6 @@
 """Where NVRTC is: the compiler that CUDA builds of torch bring along."""
 
-__all__ = ["Compiler", "find_nvrtc", "open_nvrtc", "require_arch"]
+__all__ = ["Compiler", "find_nvrtc", "open_nvrtc", "open_nvrtc_for_others", "require_arch"]
 
 import re
 import sys
@@ -76,6 +76,21 @@ def open_nvrtc(newest: int | None = None) -> Compiler:
     except UnsupportedError as error:
         raise UnsupportedError(f"{error}. {_install('NVRTC', newest)}") from None
     return Compiler(facts["path"], facts["version"], tuple(facts["arches"]))
+
+
+def open_nvrtc_for_others() -> Compiler:
+    """As `open_nvrtc`, the oldest there is: a driver does not load what a newer CUDA compiled, and
+    that of the machine where the kernels will run may be older than this one's.
+
+    Raises:
+        UnsupportedError: there is none; the message has what was tried.
+    """
+    for newest in sorted(MAJORS)[:-1]:
+        try:
+            return open_nvrtc(newest)
+        except UnsupportedError:
+            continue
+    return open_nvrtc()
 
 
 def require_arch(compiler: Compiler, arch: str, newest: int | None = None) -> None:

@@ -110,3 +110,14 @@ for _ in pipes:
     assert len(answers) == 16 and len({size for size, *_ in answers}) == 1
     assert sum(compiled for _, compiled, _ in answers) == 1
     assert [notes for *_, notes in answers] == [[]] * 16
+
+
+def test_what_other_machines_load_is_compiled_by_the_oldest(run):
+    majors = {path.rpartition(".")[2] for path in find_nvrtc() if "/" in path}
+    if not majors >= {"12", "13"}:
+        pytest.skip("NVRTC of CUDA 12 and 13 must be there to choose: pip install 'ftrt[dev]'")
+    code = """
+from ftrt.kernels.nvrtc import open_nvrtc_for_others
+result = open_nvrtc_for_others().version
+"""
+    assert run(code)[0] == 12
