@@ -21,8 +21,8 @@ from measuring.records import milliseconds
 from ftrt import ops
 from ftrt.kernels import catalog
 from ftrt.kernels.backend import current_backend
+from ftrt.kernels.recording import RecordedLaunch, recording
 from gpu.ceilings import measure_ceilings
-from gpu.launches import RecordedLaunch, recording
 from gpu.machine import cache_bytes
 from gpu.paths import PATHS, forced
 from gpu.shapes import LINEARS

@@ -1,4 +1,4 @@
-"""Parts of benchmarks/gpu: recorded launches, acceptance lines, rounds and clocks."""
+"""Parts of benchmarks/gpu: acceptance lines, rounds and clocks."""
 
 import subprocess
 import sys
@@ -6,33 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from counting_backend import CountingBackend, kernel
 
 from ftrt.kernels.backend import launch, use_backend
-from ftrt.kernels.kernel import Kernel
-from ftrt.kernels.signature import Signature
-
-
-class CountingBackend:
-    """Launches nothing; knows how often it was asked and with what memory."""
-
-    def __init__(self):
-        self.addresses = []
-
-    def launch(self, kernel, grid, shared_bytes, arguments, device):
-        self.addresses.append(tuple(a.data_ptr() for a in arguments if torch.is_tensor(a)))
-
-    def arch(self, device):
-        return (9, 0)
-
-    def multiprocessors(self, device):
-        return 132
-
-    def shared_limit(self, device):
-        return 232448
-
-
-def kernel(name, letters, tmp_path):
-    return Kernel(name, tmp_path / f"{name}.cu", Signature(letters), 128)
 
 
 @pytest.fixture
@@ -40,52 +16,6 @@ def backend():
     backend = CountingBackend()
     with use_backend(backend):
         yield backend
-
-
-def test_launches_are_recorded_and_run(load, backend, tmp_path):
-    x = torch.zeros(4, 8)
-    with load("gpu.launches").recording() as recorder:
-        launch(kernel("quantize_rows", "p i f", tmp_path), (2, 1, 1), 32, x, 4, 1.0)
-
-    (recorded,) = recorder.launches
-    assert backend.addresses == [(x.data_ptr(),)]
-    assert (recorded.grid, recorded.shared_bytes, recorded.nbytes) == ((2, 1, 1), 32, 128)
-    assert recorded.operations == 0
-    assert recorder.arch(x.device) == (9, 0) and recorder.multiprocessors(x.device) == 132
-    assert recorder.shared_limit(x.device) == 232448
-
-
-def test_a_copied_launch_keeps_strides_and_shared_memory(load, backend, tmp_path):
-    memory = torch.arange(24, dtype=torch.float32)
-    left, right = memory[2:18].view(4, 4)[:, :3], memory[18:]
-    with load("gpu.launches").recording() as recorder:
-        launch(kernel("k", "p p i p", tmp_path), (1, 1, 1), 0, left, right, 3, None)
-
-    own_left, own_right, number, null = recorder.launches[0].copy().arguments
-
-    assert (number, null) == (3, None)
-    assert torch.equal(own_left, left) and torch.equal(own_right, right)
-    assert own_left.stride() == left.stride()
-    assert own_left.data_ptr() != left.data_ptr()
-    # 16 floats lie between the two, in the copy as before
-    assert own_right.data_ptr() - own_left.data_ptr() == right.data_ptr() - left.data_ptr()
-
-
-def test_a_product_has_operations_and_a_chunk_of_unpack_its_own_bytes(load, backend, tmp_path):
-    a, packed, out = (torch.zeros(32, dtype=torch.int8) for _ in range(3))
-    with load("gpu.launches").recording() as recorder:
-        launch(kernel("w8a8_gemm", "pl pi iii", tmp_path), (1, 1, 1), 0, a, 8, packed, 2, 5, 6, 7)
-        chunk = torch.zeros(3, 4, dtype=torch.bfloat16)
-        launch(
-            kernel("unpack", "pi pi i ii pl", tmp_path),
-            (1, 1, 1),
-            0,
-            *(packed, 2, out, 1, 4, 0, 3, chunk, 4),
-        )
-
-    product, unpack = recorder.launches
-    assert product.operations == 2 * 5 * 6 * 7
-    assert (unpack.operations, unpack.nbytes) == (0, 12 * 3)
 
 
 def test_every_launch_of_the_ops_is_timed_once(load, backend, tmp_path, monkeypatch):

@@ -174,16 +174,16 @@ def test_bench_without_a_gpu_says_what_is_missing(capsys):
 
 
 def test_bench_finds_the_launches_of_a_layer():
-    from ftrt.cli.kernel_timing import _bytes, _operations, record_layer
+    from ftrt.cli.kernel_timing import record_layer
 
     with use_backend(EmulatedBackend(seed=1)):
         found = record_layer(torch.device("cpu"), rows=40, features=64, rank=8)
 
-    names = {kernel.name for kernel, _ in found.values()}
+    names = {launched.kernel.name for launched in found.values()}
     assert {"quantize_rows", "quantize_project", "w8a8_gemm", "thin_gradient", "unpack"} <= names
-    products = [(k, launched) for k, launched in found.values() if k.name == "w8a8_gemm"]
-    assert {_operations(*one) for one in products} == {2 * 40 * 64 * 64}
-    assert all(_bytes(launched) > 0 for _, launched in found.values())
+    products = [launched for launched in found.values() if launched.kernel.name == "w8a8_gemm"]
+    assert {launched.operations for launched in products} == {2 * 40 * 64 * 64}
+    assert all(launched.nbytes > 0 for launched in found.values())
 
 
 def test_the_cache_is_shown_and_cleared_of_what_ftrt_wrote(nvrtc, answer, cache_folder):

@@ -1,5 +1,7 @@
 """Launches as they happen: recorded from the ops, so that each kernel can be timed on its own."""
 
+__all__ = ["GEMM", "RecordedLaunch", "RecordingBackend", "recording"]
+
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -38,7 +40,7 @@ class RecordedLaunch:
         """Multiplications and additions of the int8 product; 0 for a kernel that is none."""
         if self.kernel.name != GEMM:
             return 0
-        rows, columns, depth = self.arguments[_GEMM_SIZES]
+        rows, columns, depth = (a for a in self.arguments[_GEMM_SIZES] if isinstance(a, int))
         return 2 * rows * columns * depth
 
     @property
@@ -47,7 +49,7 @@ class RecordedLaunch:
         it: what it reads is a byte for each element it writes."""
         if self.kernel.name == "unpack":
             out = self.arguments[_UNPACK_OUT]
-            return out.numel() * (out.element_size() + 1)
+            return out.numel() * (out.element_size() + 1) if isinstance(out, Tensor) else 0
         tensors = {a.data_ptr(): a for a in self.arguments if isinstance(a, Tensor)}
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
