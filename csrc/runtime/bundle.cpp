@@ -90,7 +90,12 @@ std::vector<Listed> list_entries(const std::string& path) {
     std::vector<Listed> found;
     const Descriptor folder = open_folder(path);
     for (const std::string& name : list_folder(folder)) {
-      if (name.ends_with(kSuffix)) found.push_back(listed(name, read_file(folder, name)));
+      if (!name.ends_with(kSuffix)) continue;
+      try {
+        found.push_back(listed(name, read_file(folder, name)));
+      } catch (const std::system_error& error) {  // a link, or not ours to read
+        found.push_back({name, error.what(), {}, 0});
+      }
     }
     return found;
   }

@@ -128,7 +128,8 @@ def _ops() -> Iterator[Finding]:
         forced = cpu_isa()
         from ftrt.ops.extension import OPS, implementation_report
     except ConfigError as error:
-        yield Finding("ops", "FTRT_CPU_ISA", "", str(error), "unset FTRT_CPU_ISA")
+        variable = str(error).partition(":")[0]
+        yield Finding("ops", variable, "", str(error), f"unset {variable}")
         return
     report = implementation_report()
     for op in OPS:

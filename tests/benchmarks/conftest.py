@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # modules that stand above this folder
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 

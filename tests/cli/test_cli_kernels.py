@@ -208,6 +208,16 @@ def test_the_cache_is_shown_and_cleared_of_what_ftrt_wrote(nvrtc, answer, cache_
     assert target.read_text() == "mine"
 
 
+def test_a_link_in_the_cache_is_listed_with_what_is_wrong(nvrtc, answer, cache_folder):
+    find_cubin(SMALL, "80")
+    link = cache_folder / f"{'0' * 64}-13.0.cubin"
+    link.symlink_to(cache_folder.parent / "elsewhere")
+
+    entries = {one["file"]: one for one in answer("kernels", "cache")["entries"]}
+
+    assert len(entries) == 2 and link.name in entries[link.name]["problem"]
+
+
 def test_clearing_an_empty_cache_removes_its_folder(nvrtc, answer, cache_folder):
     assert answer("kernels", "cache", "--clear")["removed"] == 0
     find_cubin(SMALL, "80")

@@ -113,6 +113,17 @@ def test_a_wrong_instruction_set_is_told_once_and_is_no_plugins_fault(site, isa,
     assert by_name["method full"]["value"] == "not read, for FTRT_CPU_ISA"
 
 
+def test_a_wrong_choice_for_cuda_is_told_by_its_own_name(site, monkeypatch):
+    monkeypatch.setenv("FTRT_CUDA", "maybe")
+
+    result = site.ftrt("doctor", "--json")
+
+    findings = json.loads(result.stdout.splitlines()[-1])["findings"]
+    told = [f for f in findings if f["name"] == "FTRT_CUDA" and f["problem"]]
+    assert [f["fix"] for f in told] == ["unset FTRT_CUDA"]
+    assert not [f for f in findings if "FTRT_CPU_ISA" in f["fix"]]
+
+
 def test_an_empty_instruction_set_is_none(monkeypatch):
     monkeypatch.setenv("FTRT_CPU_ISA", "")
     assert cpu_isa() is None
